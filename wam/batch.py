@@ -1,0 +1,204 @@
+"""The batch: the one contract between data and model. numpy only.
+
+Letters used in every shape of the project:
+B batch, M chunks, V camera views, T video frames, F latent frames, P patches per latent frame, C latent channels,
+L tokens, D width, N heads, H head dim, K action horizon, A action dim (padded), S state dim (padded), E embodiments.
+
+A batch is a flat dict of arrays. `BatchSpec.fields` lists every key with its shape and dtype; `check_batch` names
+the first field that breaks it. Chunk 0 is the first frame alone; chunks 1..M are predicted, so T = 1 + M * (frames per
+chunk) and the current observation of chunk i is the last frame of chunk i - 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+Batch = dict[str, Any]
+
+# How an action dimension moves the robot. "delta": increments, they add up; "absolute" and "relative" (to the chunk's
+# start): the latest value holds; "gripper": the latest value holds and it is never a translation.
+ACTION_KINDS = ("delta", "absolute", "relative", "gripper")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbodimentSpec:
+    """A robot as the model sees it. Embodiment 0 is reserved for "none" (video without actions)."""
+
+    name: str
+    action_kinds: tuple[str, ...]
+    """One of `ACTION_KINDS` per action dimension; its length is the raw action dimension."""
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    control_hz: float
+
+    def __post_init__(self):
+        bad = sorted(set(self.action_kinds) - set(ACTION_KINDS))
+        if bad:
+            raise ValueError(f"embodiment {self.name!r}: unknown action kinds {bad}; choose from {ACTION_KINDS}")
+        if len(self.action_names) != len(self.action_kinds):
+            raise ValueError(
+                f"embodiment {self.name!r}: {len(self.action_names)} action names for {len(self.action_kinds)} kinds"
+            )
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_kinds)
+
+    @property
+    def state_dim(self) -> int:
+        return len(self.state_names)
+
+
+NONE_EMBODIMENT = EmbodimentSpec("none", (), (), (), control_hz=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalizer:
+    """Affine map per dimension, x -> 2 (x - low) / (high - low) - 1, with its exact inverse and no clipping.
+
+    `low` and `high` are the 1 % and 99 % quantiles of the training data, shape [dim]. A near-constant dimension
+    (high - low < 1e-4) keeps unit scale around its value, so that noise in it is not blown up.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "low", np.asarray(self.low, np.float32))
+        object.__setattr__(self, "high", np.asarray(self.high, np.float32))
+        if self.low.shape != self.high.shape or self.low.ndim != 1:
+            raise ValueError(f"normaliser bounds must be two vectors of one length, got {self.low.shape}, {self.high.shape}")
+        if not (np.isfinite(self.low).all() and np.isfinite(self.high).all()):
+            raise ValueError("normaliser bounds must be finite")
+
+    @property
+    def center(self) -> np.ndarray:
+        return (self.low + self.high) / 2
+
+    @property
+    def scale(self) -> np.ndarray:
+        span = self.high - self.low
+        return np.where(span < 1e-4, 1.0, span / 2).astype(np.float32)
+
+    def normalize(self, x: np.ndarray) -> np.ndarray:
+        return ((np.asarray(x, np.float32) - self.center) / self.scale).astype(np.float32)
+
+    def denormalize(self, x: np.ndarray) -> np.ndarray:
+        return (np.asarray(x, np.float32) * self.scale + self.center).astype(np.float32)
+
+    def to_json(self) -> dict:
+        return {"low": self.low.tolist(), "high": self.high.tolist()}
+
+    @classmethod
+    def from_json(cls, data: dict) -> Normalizer:
+        return cls(np.asarray(data["low"], np.float32), np.asarray(data["high"], np.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """Static sizes of a batch. `latent` = (patches, channels) when latents travel instead of pixels."""
+
+    views: int
+    frames: int
+    height: int
+    width: int
+    chunks: int
+    action_horizon: int
+    action_dim: int
+    state_dim: int
+    text_tokens: int
+    text_dim: int
+    latent: tuple[int, int, int] | None = None
+    """(F, P, C) of precomputed latents; None: `video` holds pixels."""
+
+    def fields(self, batch_size: int | None) -> dict[str, tuple[tuple[int, ...], type]]:
+        """{name: (shape, dtype)}; `batch_size=None` gives one sample, without the leading B."""
+        lead = () if batch_size is None else (batch_size,)
+        V, T, M, K, A, S = self.views, self.frames, self.chunks, self.action_horizon, self.action_dim, self.state_dim
+        pixels = {"video": ((V, T, self.height, self.width, 3), np.uint8)}
+        if self.latent is not None:
+            pixels = {"latents": ((V, *self.latent), np.float32)}
+        fields = pixels | {
+            "frame_mask": ((T,), np.bool_),  # real frames (False: padding past the end of the episode)
+            "view_mask": ((V,), np.bool_),  # real cameras
+            "camera": ((V,), np.int32),  # index into the run's camera table, names which camera fills the view
+            "video_time": ((T,), np.float32),  # seconds relative to the current observation
+            "action_time": ((M, K), np.float32),
+            "state": ((M, S), np.float32),  # normalised
+            "state_mask": ((M, S), np.bool_),
+            "action": ((M, K, A), np.float32),  # normalised
+            "action_mask": ((M, K, A), np.bool_),  # per step and dimension; all False without actions
+            "imitate": ((M,), np.bool_),  # may this chunk be copied? False for play, perturbed and failed data
+            "text": ((self.text_tokens, self.text_dim), np.float32),
+            "text_mask": ((self.text_tokens,), np.bool_),
+            "embodiment": ((), np.int32),  # 0 = none
+            "value": ((M,), np.float32),  # discounted success
+            "value_mask": ((M,), np.bool_),
+            "source": ((), np.int32),  # which dataset
+            "sample_id": ((2,), np.uint32),  # (source, window): key of every random draw for this sample
+        }
+        return {name: ((*lead, *shape), dtype) for name, (shape, dtype) in fields.items()}
+
+
+def check_batch(batch: Batch, spec: BatchSpec, batch_size: int | None) -> None:
+    """Raises ValueError naming the first field whose presence, shape or dtype differs from `spec`."""
+    fields = spec.fields(batch_size)
+    if missing := sorted(set(fields) - set(batch)):
+        raise ValueError(f"batch lacks the fields {missing}")
+    if extra := sorted(set(batch) - set(fields)):
+        raise ValueError(f"batch has unknown fields {extra}")
+    for name, (shape, dtype) in fields.items():
+        array = batch[name]
+        if tuple(array.shape) != shape or np.dtype(array.dtype) != np.dtype(dtype):
+            raise ValueError(
+                f"batch field {name!r}: expected {np.dtype(dtype).name}{list(shape)}, "
+                f"got {np.dtype(array.dtype).name}{list(array.shape)}"
+            )
+
+
+def fake_batch(spec: BatchSpec, batch_size: int, *, embodiments: int = 2, cameras: int = 1, seed: int = 0) -> Batch:
+    """A batch that satisfies `spec` without any data: for tests, golden values and dry runs.
+
+    Deterministic in `seed`. Every third sample is action-free video (embodiment 0); the next is not to be imitated.
+    """
+    rng = np.random.default_rng(seed)
+    batch: Batch = {}
+    for name, (shape, dtype) in spec.fields(batch_size).items():
+        if dtype is np.uint8:
+            batch[name] = rng.integers(0, 256, shape, dtype=np.uint8)
+        elif dtype is np.bool_:
+            batch[name] = np.ones(shape, np.bool_)
+        elif dtype is np.float32:
+            batch[name] = np.clip(rng.standard_normal(shape), -2, 2).astype(np.float32)
+        else:
+            batch[name] = np.zeros(shape, dtype)
+    index = np.arange(batch_size)
+    kind = index % 3  # 0: expert, 1: action-free, 2: play
+    seconds = np.linspace(0, 0.1 * (spec.frames - 1), spec.frames, dtype=np.float32)
+    batch["video_time"][:] = seconds
+    batch["action_time"][:] = np.linspace(
+        0, seconds[-1], spec.chunks * spec.action_horizon, endpoint=False, dtype=np.float32
+    ).reshape(spec.chunks, spec.action_horizon)
+    batch["camera"][:] = np.arange(spec.views) % max(1, cameras)
+    has_action = kind != 1
+    batch["action_mask"] &= has_action[:, None, None, None]
+    batch["state_mask"] &= has_action[:, None, None]
+    batch["action"] *= batch["action_mask"]
+    batch["state"] *= batch["state_mask"]
+    batch["imitate"] &= (kind == 0)[:, None]
+    batch["value"] = np.clip(np.abs(batch["value"]), 0, 1).astype(np.float32)
+    batch["value_mask"] &= False
+    batch["embodiment"] = np.where(has_action, 1 + index % max(1, embodiments - 1), 0).astype(np.int32)
+    batch["source"] = kind.astype(np.int32)
+    batch["sample_id"] = np.stack([kind, index], -1).astype(np.uint32)
+    check_batch(batch, spec, batch_size)
+    return batch
+
+
+def batch_bytes(spec: BatchSpec, batch_size: int) -> int:
+    """Bytes of one batch on the host: what prefetching keeps in memory, per element."""
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in spec.fields(batch_size).values())
