@@ -22,6 +22,7 @@ import time
 
 import numpy as np
 
+from data_pipelines.collect.layouts import check_disjoint
 from wam.envs import metaworld
 from wam.evaluation.baselines import BlindReplay, mean_demonstration, wilson_interval
 
@@ -53,7 +54,7 @@ def screen(job: tuple[str, int, int, int]) -> dict:
         "train": env.sample_layouts(metaworld.SPLIT_SEEDS["train"], n_train),
         "validation": env.sample_layouts(metaworld.SPLIT_SEEDS["validation"], n_validation),
     }
-    metaworld.check_disjoint(layouts)
+    check_disjoint(layouts)
     demos = [run_expert(env, layout, max_steps) for layout in layouts["train"]]
     solved = [(actions, step) for actions, step in demos if step is not None]
     expert = [run_expert(env, layout, max_steps)[1] for layout in layouts["validation"]]

@@ -7,7 +7,7 @@ states and the same pixels, whatever the environment did before.
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import dataclasses
 import os
 import warnings
@@ -91,6 +91,7 @@ TASKS = tuple(INSTRUCTIONS)
 
 # The native corner2 is far away and turned by half a circle: moved closer here, and turned upright after rendering.
 _CORNER2_POSITION = (0.75, 0.075, 0.7)
+_VISIBLE_SPACE = np.array([[-0.3, 0.45, 0.06], [0.3, 0.9, 0.35]])
 _UPSIDE_DOWN = ("corner2", "corner3", "corner4", "corner")
 
 
@@ -104,6 +105,9 @@ class RenderConfig:
     """Shadows and reflections: about five times slower without a GPU."""
     multisample: int = 0
     """Samples per pixel of anti-aliasing."""
+    goal_marker: bool = True
+    """Draw the small sphere at the goal. Tasks like reach cannot be solved without it; others show their goal by the
+    scene, and some (faucet-open, faucet-close) can then be told apart by the instruction alone."""
 
 
 class MetaWorldEnv:
@@ -114,6 +118,8 @@ class MetaWorldEnv:
         cameras: names of the rendered cameras, any of `CAMERAS`; none: no rendering device is needed.
         max_steps: number of control steps allowed after a reset.
     """
+
+    spec = SPEC
 
     def __init__(
         self,
@@ -130,7 +136,6 @@ class MetaWorldEnv:
         self.task = task
         self.cameras = tuple(cameras)
         self.max_steps = max_steps
-        self._render_config = render
         self._renderer: mujoco.Renderer | None = None
         if self.cameras:
             # Both are read once, at the first import of mujoco and at the first drawing: hence before `_make_env`.
@@ -151,6 +156,12 @@ class MetaWorldEnv:
     @property
     def layout_dim(self) -> int:
         return int(self._env._random_reset_space.low.size)
+
+    @property
+    def workspace(self) -> np.ndarray:
+        """Lowest and highest hand position that the cameras see well, metres [2, 3], within the robot's own limits."""
+        low, high = _VISIBLE_SPACE
+        return np.stack([np.maximum(low, self._env.mocap_low), np.minimum(high, self._env.mocap_high)])
 
     def sample_layouts(self, seed: int, n: int) -> np.ndarray:
         """`n` layouts, float64 [n, layout_dim]; a function of (task, seed), and a prefix of any longer sample.
@@ -235,6 +246,7 @@ class MetaWorldEnv:
     def close(self) -> None:
         """Frees the rendering context."""
         if self._renderer is not None:
+            atexit.unregister(self._renderer.close)
             self._renderer.close()
             self._renderer = None
         self._env.close()
@@ -243,15 +255,6 @@ class MetaWorldEnv:
         if self._observation is None:
             raise RuntimeError(f"task {self.task!r}: call reset(layout) first")
         return self._observation
-
-
-def check_disjoint(layouts: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError if two of the named sets of layouts, each [n, layout_dim], share a layout (compared by value)."""
-    owner: dict[bytes, str] = {}
-    for name, rows in layouts.items():
-        for row in np.ascontiguousarray(rows, np.float64):
-            if owner.setdefault(row.tobytes(), name) != name:
-                raise ValueError(f"layouts {owner[row.tobytes()]!r} and {name!r} share {row.tolist()}: use other seeds")
 
 
 def _import_metaworld():
@@ -286,6 +289,10 @@ def _make_renderer(model: mujoco.MjModel, config: RenderConfig) -> mujoco.Render
     model.vis.global_.offwidth = model.vis.global_.offheight = config.size
     if not config.shadows:
         model.light_castshadow[:] = 0
+    if not config.goal_marker:
+        for i in range(model.nsite):
+            if model.site(i).name.startswith("goal"):
+                model.site(i).rgba = 0
     try:
         renderer = mujoco.Renderer(model, config.size, config.size)
     except Exception as error:
@@ -296,4 +303,5 @@ def _make_renderer(model: mujoco.MjModel, config: RenderConfig) -> mujoco.Render
         ) from error
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.scene.flags[flag] = config.shadows
+    atexit.register(renderer.close)  # a context left to the interpreter's shutdown prints errors
     return renderer
