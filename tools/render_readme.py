@@ -1,9 +1,10 @@
 """Fills the result tables of Markdown files from committed JSON: a number in a README is never typed.
 
 A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is made from `NAME.json`, found in
-`experiments/results/` or `tools/bench/results/`. The file holds either `{"columns": [...], "rows": [[...]], "note": "..."}`
-or `{"rows": [{column: value}], "note": "..."}` (columns in order of appearance; also a bare list of such rows).
-A cell may be text, a number, a true/false, an interval `{"mean", "low", "high"}` or a spread `{"median", "min", "max"}`.
+`experiments/results/` or `tools/bench/results/`. The file holds either
+`{"columns": [...], "rows": [[...]], "note": "..."}` or `{"rows": [{column: value}], "note": "..."}` (columns in order
+of appearance; also a bare list of such rows). A cell may be text, a number, true or false, an interval
+`{"mean", "low", "high"}` or a spread `{"median", "min", "max"}`.
 
     python tools/render_readme.py            # rewrite README.md
     python tools/render_readme.py --check    # exit 1 if it would change

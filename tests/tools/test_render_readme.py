@@ -4,9 +4,15 @@ import pytest
 
 from tools.render_readme import NOT_MEASURED, format_cell, render, render_table
 
-PAGE = (
-    "before\n<!-- results:demo -->\nold\n<!-- /results -->\nbetween\n<!-- results:none -->\n<!-- /results -->\nafter\n"
-)
+PAGE = """before
+<!-- results:demo -->
+old
+<!-- /results -->
+between
+<!-- results:none -->
+<!-- /results -->
+after
+"""
 
 
 def write(root, data, folder="experiments/results"):
