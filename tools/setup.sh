@@ -78,15 +78,16 @@ if [ -e "$venv" ] && ! "$venv/bin/python" -c "import sys; sys.exit(sys.version_i
 fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 log="$venv/setup.log"
-# uv installs the same files about seven times faster than pip; it does not read pip's configuration, so where only pip
-# is set up for this network, pip does it.
-if "$venv/bin/python" -m pip install -q ${constraints[@]+"${constraints[@]}"} uv >"$log" 2>&1 \
-  && "$venv/bin/python" -m uv pip install -q --python "$venv/bin/python" ${constraints[@]+"${constraints[@]}"} -e ".[$extras]" >>"$log" 2>&1; then
-  :
-else
+# uv installs the same files about seven times faster than pip. It does not read pip's configuration, so where the
+# network is set up for pip alone, pip does it.
+with_uv() {
+  "$venv/bin/python" -m pip install -q ${constraints[@]+"${constraints[@]}"} uv \
+    && "$venv/bin/python" -m uv pip install -q --python "$venv/bin/python" ${constraints[@]+"${constraints[@]}"} -e ".[$extras]"
+}
+with_pip() { "$venv/bin/python" -m pip install -q ${constraints[@]+"${constraints[@]}"} -e ".[$extras]"; }
+if ! with_uv >"$log" 2>&1; then
   say "uv could not install (see $log), using pip"
-  "$venv/bin/python" -m pip install -q ${constraints[@]+"${constraints[@]}"} -e ".[$extras]" >>"$log" 2>&1 \
-    || { tail -20 "$log" >&2; die "the installation failed; the whole log is in $log"; }
+  with_pip >>"$log" 2>&1 || { tail -20 "$log" >&2; die "the installation failed; the whole log is in $log"; }
 fi
 
 renders() {
