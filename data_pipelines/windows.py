@@ -112,6 +112,8 @@ class Windows:
         self._group = max(1, round(ratio))  # control steps per action of a window
         if self._has_action and abs(ratio - self._group) > 1e-6:
             raise ValueError(f"{name} is controlled at {hz} Hz, which is no multiple of action_hz {config.action_hz}")
+        self._tolerance = config.tolerance * hz + _EPS  # control steps
+        self._period = hz / manifest["fps"]  # control steps between stored frames
         self._frame_offset = np.asarray(config.frame_seconds) * hz  # control steps, fractional
         self._chunk_offset = np.floor(config.observation_seconds * hz + _EPS).astype(np.int64)
         kinds = np.array(self.embodiment.action_kinds, dtype=object)
@@ -142,7 +144,6 @@ class Windows:
     def _count_anchors(self) -> np.ndarray:
         """int64 [C]: the first so many frames of each clip are anchors. Also checks rates and reach of every clip."""
         index, config, name = self.store.index, self.config, self.store.directory
-        tolerance = config.tolerance * self.control_hz + _EPS
         reach = self._frame_offset[-1]
         if self._has_action:
             reach = max(reach, self._chunk_offset[-1] + config.action_horizon * self._group)
@@ -156,8 +157,8 @@ class Windows:
                     f"{self.store.manifest['overlap_steps'] / self.control_hz:.3g} s only: write it with more overlap"
                 )
             target = anchors[:, None] + self._frame_offset  # [anchors, T]
-            age = target - steps[np.searchsorted(steps, target + _EPS, side="right") - 1]
-            if (unserved := (age > tolerance) & (target < steps[-1])).any():
+            _, age, real = self._frames_at(i, target)
+            if (unserved := (age > self._tolerance) & (target < steps[-1])).any():
                 offset = config.frame_seconds[int(unserved.any(0).argmax())]
                 raise ValueError(
                     f"{name} stores {self.store.manifest['fps']:.3g} frames a second, too few for a frame at "
@@ -166,7 +167,7 @@ class Windows:
             if self._has_action:
                 usable = anchors + self._group <= index.steps[i]
             else:
-                usable = (age[:, 1:] <= tolerance).any(axis=1)
+                usable = real[:, 1:].any(axis=1)
             counts[i] = usable.sum()
         return counts
 
@@ -186,11 +187,17 @@ class Windows:
         clip, step = self.locate(i)
         return self.store.index.meta[clip] | {"start_step": int(self.store.index.start[clip]) + step}
 
-    def _frames_at(self, clip: int, anchor: int) -> tuple[np.ndarray, np.ndarray]:
-        """(index of the stored frame at or before each time [T], is it fresh enough to be real [T])."""
-        steps, target = self.store.index.frame_step[clip], anchor + self._frame_offset
+    def _frames_at(self, clip: int, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For times `target` in (fractional) control steps of the clip, any shape, each of that shape:
+
+        the stored frame at or before it, its age at that time in steps, and whether it can stand for that time: past
+        the end of the episode, and where the next frame would have been due, no frame can.
+        """
+        steps = self.store.index.frame_step[clip]
         frames = np.searchsorted(steps, target + _EPS, side="right") - 1
-        return frames, target - steps[frames] <= self.config.tolerance * self.control_hz + _EPS
+        age = target - steps[frames]
+        end = min(steps[-1] + self._period - 2 * _EPS, self.store.index.steps[clip])
+        return frames, age, (target <= end + _EPS) & (age <= self._tolerance)
 
     def low_dim(self, i: int) -> dict[str, np.ndarray]:
         """State, action, their masks and imitate of window i; decodes no image."""
@@ -231,7 +238,7 @@ class Windows:
 
     def __getitem__(self, i: int) -> dict:
         clip, anchor = self.locate(i)
-        frames, frame_mask = self._frames_at(clip, anchor)
+        frames, _, frame_mask = self._frames_at(clip, anchor + self._frame_offset)
         h, w = self.store.manifest["image_size"]
         images = np.zeros((len(self.config.views), len(frames), h, w, 3), np.uint8)
         for view, camera in enumerate(self._cameras):
