@@ -1,0 +1,1 @@
+"""Closed-loop success, world-model accuracy, baselines and reports."""
