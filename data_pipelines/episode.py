@@ -67,7 +67,10 @@ def check_episode(episode: Episode) -> None:
         require(False, f"meta must hold plain JSON values: {error}")
     require(N > 0 and episode.imitate.dtype == np.bool_, "imitate must be bool [N] with at least one step")
     require(bool(episode.frames), "has no camera")
-    require(len(step) > 1 and step[0] == 0 and bool((np.diff(step) > 0).all()), "needs two frames at least, and frame_step must increase from 0")
+    require(
+        len(step) > 1 and step[0] == 0 and bool((np.diff(step) > 0).all()),
+        "needs two frames at least, and frame_step must increase from 0",
+    )
     require(step[-1] <= N, f"its last frame is at step {step[-1]}, after its last step {N}")
     shapes = {frames.shape for frames in episode.frames.values()}
     require(len(shapes) == 1, f"cameras differ in shape: {sorted(shapes)}")

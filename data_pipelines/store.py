@@ -15,7 +15,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -25,56 +24,24 @@ from typing import Self
 import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from PIL import Image
 
 from data_pipelines.episode import Clip, Episode, check_episode, split
+from data_pipelines.records import decode_png, encode_png, low_dim_record, unpack_array
 
 __all__ = [
-    "Clip", "ClipIndex", "ClipStore", "Episode", "ShardWriter", "check_episode", "finish_store", "finished_shards",
+    "Clip",
+    "ClipIndex",
+    "ClipStore",
+    "Episode",
+    "ShardWriter",
+    "check_episode",
+    "finish_store",
+    "finished_shards",
 ]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _SHARD, _INDEX = ".array_record", ".index"
-
-
-def _pack_array(array: np.ndarray | None) -> dict | None:
-    if array is None:
-        return None
-    return {"dtype": array.dtype.str, "shape": list(array.shape), "data": np.ascontiguousarray(array).tobytes()}
-
-
-def _unpack_array(packed: dict | None) -> np.ndarray | None:
-    if packed is None:
-        return None
-    return np.frombuffer(packed["data"], np.dtype(packed["dtype"])).reshape(packed["shape"])
-
-
-def _encode_png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
-
-
-def _decode_png(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image)
-
-
-def _low_dim_record(clip: Clip) -> dict:
-    h, w = next(iter(clip.frames.values())).shape[1:3]
-    return {
-        "frame_step": _pack_array(clip.frame_step),
-        "state": _pack_array(clip.state),
-        "action": _pack_array(clip.action),
-        "imitate": _pack_array(clip.imitate),
-        "meta": clip.meta,
-        "start": clip.start,
-        "episode_steps": clip.episode_steps,
-        "anchors": list(clip.anchors),
-        "cameras": sorted(clip.frames),
-        "image_size": [h, w],
-    }
 
 
 def _fsync_rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
@@ -128,9 +95,9 @@ class ShardWriter:
         if self._writer is None:
             raise ValueError("open the ShardWriter with a `with` statement before adding episodes")
         for clip in split(episode, self._clip_steps, self._overlap_steps):
-            low_dim = _low_dim_record(clip)
+            low_dim = low_dim_record(clip)
             images = {
-                f"frames/{camera}": [_encode_png(image) for image in frames] for camera, frames in clip.frames.items()
+                f"frames/{camera}": [encode_png(image) for image in frames] for camera, frames in clip.frames.items()
             }
             self._writer.write(msgpack.packb(low_dim | images))
             self._clips.append(low_dim)
@@ -200,9 +167,11 @@ def finish_store(store_dir, meta: dict | None = None) -> dict:
         for clip in firsts:
             episode = clip["meta"]["episode"]
             if episode in episodes:
-                raise ValueError(f"{directory}: episode {episode!r} is stored twice (shards {episodes[episode]}, {name})")
+                raise ValueError(
+                    f"{directory}: episode {episode!r} is stored twice (shards {episodes[episode]}, {name})"
+                )
             episodes[episode] = name
-        strides += [np.diff(_unpack_array(clip["frame_step"])) for clip in index["clips"]]
+        strides += [np.diff(unpack_array(clip["frame_step"])) for clip in index["clips"]]
         shards[name] = {
             "records": len(index["clips"]),
             "episodes": len(firsts),
@@ -267,7 +236,7 @@ class _Images:
         with self.lock:
             for i in {int(i) for i in frames}:
                 if encoded[i] is not None:
-                    decoded[i] = _decode_png(encoded[i])
+                    decoded[i] = decode_png(encoded[i])
                     encoded[i] = None
         return decoded[frames]
 
@@ -289,7 +258,9 @@ class ClipStore:
         if not self.directory.is_dir():
             raise FileNotFoundError(f"there is no store at {self.directory}: collect or ingest one first")
         if not (self.directory / MANIFEST).exists():
-            raise FileNotFoundError(f"{self.directory} is not a finished store: it has no {MANIFEST} (see finish_store)")
+            raise FileNotFoundError(
+                f"{self.directory} is not a finished store: it has no {MANIFEST} (see finish_store)"
+            )
         try:
             self.manifest = json.loads((self.directory / MANIFEST).read_text())
             version, shards = self.manifest["format_version"], self.manifest["shards"]
@@ -340,7 +311,7 @@ class ClipStore:
                 raise ValueError(f"{path} is altered: its hash is not the manifest's")
             clips += msgpack.unpackb(data)["clips"]
         arrays = {
-            key: [_unpack_array(clip[key]) for clip in clips] for key in ("frame_step", "state", "action", "imitate")
+            key: [unpack_array(clip[key]) for clip in clips] for key in ("frame_step", "state", "action", "imitate")
         }
         return ClipIndex(
             start=np.array([clip["start"] for clip in clips]),

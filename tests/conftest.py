@@ -1,0 +1,55 @@
+"""What every test relies on: eight fake CPU devices, a compile cache, and skips that are counted, never overlooked."""
+
+import collections
+import importlib.util
+import os
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Read by jax when it is imported, so they stand here, before any test module imports it. Child processes inherit them.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def sim_verdict(python: tuple[int, int], installed: bool) -> str:
+    """What becomes of a test that needs a simulator: "run", "skip" or "fail"."""
+    if installed:
+        return "run"
+    return "skip" if python >= (3, 12) else "fail"
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("requires_sim"):
+        verdict = sim_verdict(sys.version_info[:2], importlib.util.find_spec("metaworld") is not None)
+        if verdict == "skip":
+            pytest.skip("Meta-World is not installed (simulators are optional on Python >= 3.12)")
+        if verdict == "fail":
+            pytest.fail("Meta-World is not installed: run tools/setup.sh, or pip install -e '.[sim]'", pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = collections.Counter(
+        report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        for report in skipped
+    )
+    listing = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    terminalreporter.write_line(f"skipped tests: {len(skipped)}" + (f" ({listing})" if listing else ""))
+
+
+@pytest.fixture(scope="session")
+def shared_samples() -> pathlib.Path:
+    """Directory of small excerpts of public datasets, kept next to the checkout (too large and not ours to commit)."""
+    path = ROOT.parent / "shared" / "samples"
+    if not path.is_dir():
+        pytest.skip("no ../shared/samples next to the checkout")
+    return path

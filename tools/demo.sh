@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# The whole way on one machine: demonstrations from scripted experts, one world-action model, its closed-loop evaluation.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+  cat <<'HELP'
+usage: tools/demo.sh [--workdir DIR] [--config FILE]
+
+  --workdir DIR  where everything goes (default: runs/demo)
+  --config FILE  the recipe (default: experiments/configs/demo.py)
+
+WAM_TRAIN_MINUTES (default 6) is the training budget. Finished work found in DIR is reused, so an interrupted
+demo continues where it stopped. DIR/phases.json holds the seconds each phase of the last call took.
+HELP
+}
+workdir=runs/demo config=experiments/configs/demo.py
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --workdir | --config) [ $# -ge 2 ] || { echo "demo: $1 needs a value" >&2; exit 2; }
+      if [ "$1" = --workdir ]; then workdir="$2"; else config="$2"; fi
+      shift ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; echo "demo: unknown option '$1'" >&2; exit 2 ;;
+  esac
+  shift
+done
+[ -f "$config" ] || { echo "demo: no recipe at $config; name one with --config" >&2; exit 2; }
+mkdir -p "$workdir"
+
+seconds_json=""
+phase() { # NAME COMMAND...: runs it, times it, and keeps phases.json true after every phase
+  local name="$1" start=$SECONDS
+  shift
+  echo "== $name: $*"
+  "$@" || { echo "demo: phase '$name' failed after $((SECONDS - start)) s; mend the cause above and run the same command again, finished work is reused" >&2; exit 1; }
+  seconds_json+="${seconds_json:+, }\"$name\": $((SECONDS - start))"
+  echo "{$seconds_json, \"total\": $SECONDS}" >"$workdir/phases.json"
+}
+
+phase setup tools/setup.sh
+. tools/env.sh
+python="${WAM_VENV:-.venv}/bin/python"
+phase collect "$python" -m experiments.collect --config="$config" --out="$workdir/data"
+phase train "$python" -m experiments.train --config="$config" --workdir="$workdir" --budget_minutes="${WAM_TRAIN_MINUTES:-6}"
+phase evaluate "$python" -m experiments.evaluate --checkpoint "$workdir" --report
+"$python" -m experiments.report "$workdir"

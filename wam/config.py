@@ -1,0 +1,238 @@
+"""Frozen dataclasses that configure the library, and the named model sizes.
+
+Recipes (`experiments/configs/`) are `ConfigDict`s; each sub-tree becomes exactly one of these dataclasses, so a
+misspelt field fails when it is constructed, and model code never sees a `ConfigDict`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any, TypeVar
+
+from wam.batch import BatchSpec
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: dict[str, Any]) -> T:
+    """`cls(**values)` with lists turned into tuples; an unknown field is named, with the nearest known one."""
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+            raise ValueError(f"{cls.__name__} has no field {name!r}{hint}")
+    return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The JSON-able fields of a configuration dataclass; `build` inverts it."""
+    return dataclasses.asdict(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a `JointDiT`. Widths are per expert; heads x head_dim is common to all experts (joint attention)."""
+
+    depth: int = 3
+    heads: int = 4
+    head_dim: int = 32
+    topology: str = "dual"
+    """`dual`: a video and an action expert with their own weights; `shared`: one expert for all streams."""
+    video_width: int = 128
+    video_mlp: int = 512
+    action_width: int = 128
+    action_mlp: int = 512
+    time_width: int = 256
+    """Width of the sinusoidal embedding of sigma."""
+
+    grid: tuple[int, int] = (4, 4)
+    """Patches of a latent frame, (rows, columns); P = rows * columns."""
+    latent_channels: int = 128
+    latent_frames: int = 3
+    """F: the first frame alone plus M * (latent frames per chunk)."""
+    frames_per_latent: int = 1
+    """r of the video tokenizer: T = 1 + r (F - 1)."""
+    views: int = 2
+    target_views: tuple[int, ...] = (0,)
+    """View slots whose future is denoised; the others are observed only."""
+    cameras: int = 1
+    video_prediction: str = "x"
+    """`x`: the video head predicts the clean latent; `velocity`: eps - x."""
+    latent_rate: float = 10.0
+    """Latent frames per second; scales seconds to temporal RoPE positions."""
+
+    chunks: int = 1
+    action_horizon: int = 16
+    steps_per_token: int = 4
+    """Control steps an action token holds."""
+    action_dim: int = 4
+    state_dim: int = 4
+    embodiments: int = 2
+    text_dim: int = 64
+
+    lead_width: int = 128
+    """Width of the frame-aligned action path (forward dynamics); 0 removes the path."""
+    lead_fourier: int = 64
+    lead_scale: float = 3.0
+    """Standard deviation of the fixed frequencies on the predicted state (in normalised units)."""
+    inverse_width: int = 256
+    """Width of the latent-difference path (inverse dynamics); 0 removes the path."""
+    inverse_channels: int = 8
+
+    attention: str = "xla"
+    attention_chunk: int = 128
+    scan_layers: bool = True
+    remat: bool = False
+    dtype: str = "float32"
+    """Compute dtype; parameters, norms, softmax, time embedding, RoPE and losses stay float32."""
+
+    def __post_init__(self):
+        choices = {
+            "topology": ("dual", "shared"),
+            "video_prediction": ("x", "velocity"),
+            "attention": ("xla", "chunked", "cudnn"),
+            "dtype": ("float32", "bfloat16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}")
+        if self.action_horizon % self.steps_per_token:
+            raise ValueError(
+                f"model.action_horizon {self.action_horizon} is not a multiple of "
+                f"steps_per_token {self.steps_per_token}"
+            )
+        if (self.latent_frames - 1) % self.chunks:
+            raise ValueError(
+                f"model.latent_frames {self.latent_frames} must be 1 + chunks ({self.chunks}) * frames per chunk"
+            )
+        if self.topology == "shared" and (self.video_width, self.video_mlp) != (self.action_width, self.action_mlp):
+            raise ValueError("model.topology 'shared' needs equal video and action widths and MLP widths")
+        if not self.target_views or max(self.target_views) >= self.views:
+            raise ValueError(f"model.target_views {self.target_views} must name at least one of the {self.views} views")
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """Latent frames a chunk predicts."""
+        return (self.latent_frames - 1) // self.chunks
+
+    @property
+    def video_frames(self) -> int:
+        return 1 + self.frames_per_latent * (self.latent_frames - 1)
+
+    @property
+    def action_tokens(self) -> int:
+        return self.action_horizon // self.steps_per_token
+
+    def batch_spec(self, height: int, width: int, text_tokens: int) -> BatchSpec:
+        return BatchSpec(
+            views=self.views,
+            frames=self.video_frames,
+            height=height,
+            width=width,
+            chunks=self.chunks,
+            action_horizon=self.action_horizon,
+            action_dim=self.action_dim,
+            state_dim=self.state_dim,
+            text_tokens=text_tokens,
+            text_dim=self.text_dim,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """`PatchPCA`: patch size in pixels, r frames a group, components kept, and how much variance the targets keep."""
+
+    patch: int = 16
+    frames_per_latent: int = 1
+    channels: int = 128
+    power: float = 0.5
+    """Latent component c is scaled by sd_c^-power; the observed context is whitened fully (power 1)."""
+    fit_frames: int = 4000
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    tokens: int = 8
+    dim: int = 64
+    ngram: tuple[int, int] = (3, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Which modes are trained how often, and the weight of every loss term."""
+
+    modes: tuple[tuple[str, float], ...] = (
+        ("joint", 0.3),
+        ("forward", 0.4),
+        ("inverse", 0.3),
+        ("video", 0.1),
+    )
+    """(mode, weight); per sample the weights are renormalised over the modes its data allows."""
+    policy_draws: int = 4
+    """Extra noise draws of the action chunk per sample in policy mode, sharing the context pass; 0 disables."""
+    video_weight: float = 1.0
+    action_weight: float = 1.0
+    policy_weight: float = 1.0
+    inverse_weight: float = 1.0
+    """Direct regression of the actions from clean latent differences (the inverse path's own head)."""
+    video_shift: float = 1.0
+    action_shift: float = 1.0
+    joint_video_sees_action: float = 0.5
+    drop_text: float = 0.1
+    drop_state: float = 0.1
+    drop_history: float = 0.0
+    sigma_bins: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 2e-5
+    warmup_steps: int = 100
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.995
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 on `data` takes all that remain."""
+
+    data: int = -1
+    fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 2000
+    batch_size: int = 32
+    """Global batch size: never multiplied by the number of devices."""
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+NAMED_SIZES: dict[str, dict[str, int]] = {
+    name: dict(zip(("depth", "heads", "head_dim", "video_width", "video_mlp", "action_width", "action_mlp"), sizes))
+    for name, sizes in {
+        "debug": (2, 2, 16, 32, 64, 16, 32),
+        "tiny": (3, 4, 32, 128, 512, 128, 512),
+        "small": (12, 12, 64, 768, 3072, 384, 1536),
+        "base": (30, 12, 128, 1536, 8960, 512, 2048),
+    }.items()
+}
+"""Keyword arguments of `ModelConfig`. `small` is about 130M parameters; `base` has the shape of Wan 2.1 1.3B."""

@@ -1,0 +1,1 @@
+"""Flow matching: conventions, modes, losses and the sampler."""

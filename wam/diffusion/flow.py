@@ -1,0 +1,52 @@
+"""Rectified-flow conventions, fixed once for the whole project.
+
+Noise level sigma in [0, 1]: **0 = clean data, 1 = pure noise**.
+
+    x_sigma = (1 - sigma) x + sigma eps
+    v       = d x_sigma / d sigma = eps - x
+
+(Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2022, arXiv:2210.02747.)
+
+A network predicts either the velocity v or the clean x. Sampling integrates sigma from 1 to 0. Released video trunks
+embed 1000 sigma.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def expand(sigma: Array, like: Array) -> Array:
+    """Appends axes to `sigma` until it broadcasts against `like` from the left."""
+    return sigma.reshape(sigma.shape + (1,) * (like.ndim - sigma.ndim))
+
+
+def add_noise(x: Array, eps: Array, sigma: Array) -> Array:
+    """x_sigma; `sigma` covers the leading axes of `x`."""
+    sigma = expand(sigma, x)
+    return (1 - sigma) * x + sigma * eps
+
+
+def target(x: Array, eps: Array, prediction: str) -> Array:
+    """What the network is trained to output: `x` (clean data) or `velocity` (eps - x)."""
+    return x if prediction == "x" else eps - x
+
+
+def shift(t: Array, s: float) -> Array:
+    """Timestep shift sigma = s t / (1 + (s - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23); s = 1 is identity."""
+    return s * t / (1 + (s - 1) * t)
+
+
+def step(x_sigma: Array, output: Array, sigma: Array, sigma_next: Array, prediction: str) -> Array:
+    """One Euler step from `sigma` to `sigma_next`. At sigma = 0 the sample is given and stays as it is.
+
+    For x-prediction the exact solution of the linear ODE with constant x_hat is used:
+    x_next = x_hat + (sigma_next / sigma) (x_sigma - x_hat).
+    """
+    sigma, sigma_next = expand(sigma, x_sigma), expand(sigma_next, x_sigma)
+    if prediction == "x":
+        ratio = jnp.where(sigma > 0, sigma_next / jnp.where(sigma > 0, sigma, 1.0), 1.0)
+        moved = output + ratio * (x_sigma - output)
+        return jnp.where(sigma > 0, moved, x_sigma)
+    return x_sigma + (sigma_next - sigma) * output

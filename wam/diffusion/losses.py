@@ -1,0 +1,138 @@
+"""Losses over the active elements of the whole global batch.
+
+Every term is sum(mask * error) / max(1, sum(mask)), both sums over the global batch: adding action-free samples,
+padding dimensions or devices does not change the gradient of the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from wam.batch import Batch
+from wam.config import ModelConfig, ObjectiveConfig
+from wam.diffusion import flow
+from wam.diffusion.modes import MODES, Draws, loss_flags
+from wam.models.joint_dit import JointDiT
+from wam.models.streams import Noisy, observe
+
+
+class Term(NamedTuple):
+    """One loss term before the division: per-sample sums over its active elements, both [B]."""
+
+    error: Array
+    count: Array
+
+    def mean(self) -> Array:
+        return self.error.sum() / jnp.maximum(1.0, self.count.sum())
+
+
+def term(error: Array, mask: Array) -> Term:
+    """Sums `error` where `mask` (broadcastable to it) is set, per sample (leading axis)."""
+    mask = jnp.broadcast_to(mask, error.shape).astype(jnp.float32)
+    axes = tuple(range(1, error.ndim))
+    # where, not a product: a non-finite value in a masked place must not reach the sum.
+    return Term(jnp.where(mask > 0, error, 0.0).sum(axes), mask.sum(axes))
+
+
+def future_latents(latents: Array, model: ModelConfig) -> Array:
+    """[B, V, F, P, C] -> the predicted part [B, M, f, v, P, C]."""
+    chosen = latents[:, jnp.array(model.target_views), 1:]
+    B, v, frames, P, C = chosen.shape
+    chunked = chosen.reshape(B, v, model.chunks, frames // model.chunks, P, C)
+    return jnp.moveaxis(chunked, 1, 3)
+
+
+def frame_masks(batch: Batch, model: ModelConfig) -> Array:
+    """[B, M, f] bool: latent frames all of whose video frames are real."""
+    later = batch["frame_mask"][:, 1:]
+    return later.reshape(later.shape[0], model.chunks, model.frames_per_chunk, -1).all(-1)
+
+
+def noisy_inputs(batch: Batch, latents: Array, draws: Draws, model: ModelConfig) -> Noisy:
+    future = future_latents(latents, model)
+    R = draws.policy_sigma.shape[-1]
+    repeated = jnp.broadcast_to(batch["action"][:, :, None], draws.policy_noise.shape)
+    return Noisy(
+        video=flow.add_noise(future, draws.noise_video, draws.sigma_video),
+        sigma_video=draws.sigma_video,
+        frame_mask=frame_masks(batch, model),
+        action=flow.add_noise(batch["action"], draws.noise_action, draws.sigma_action),
+        action_mask=batch["action_mask"],
+        sigma_action=draws.sigma_action,
+        action_sees_video=draws.action_sees_video,
+        video_sees_action=draws.video_sees_action,
+        draws=flow.add_noise(repeated, draws.policy_noise, draws.policy_sigma) if R else None,
+        sigma_draws=draws.policy_sigma if R else None,
+    )
+
+
+def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws) -> dict[str, Term]:
+    """All loss terms of a batch: `video`, `action`, `policy` (further draws) and `inverse` (the path's own head)."""
+    cfg = model.config
+    noisy = noisy_inputs(batch, latents, draws, cfg)
+    observation = observe(batch, latents, cfg.chunks, cfg.frames_per_chunk, drop_text=draws.drop_text,
+                          drop_state=draws.drop_state, drop_history=draws.drop_history)  # fmt: skip
+    context = model.context(observation)
+    out = model.denoise(context, noisy)
+    future, mask = future_latents(latents, cfg), noisy.frame_mask
+    target_mask = batch["view_mask"][:, jnp.array(cfg.target_views)]
+    video_on, action_on, imitates = loss_flags(draws.mode)
+    video_mask = mask[..., None] & target_mask[:, None, None] & video_on[:, None, None, None]
+    copied = batch["action_mask"] & batch["imitate"][:, :, None, None]
+    action_mask = jnp.where(imitates[:, None, None, None], copied, batch["action_mask"])
+    action_mask = action_mask & action_on[:, None, None, None]
+
+    video_target = flow.target(future, draws.noise_video, cfg.video_prediction)
+    action_target = flow.target(batch["action"], draws.noise_action, "velocity")
+    terms = {
+        "video": term((out.video - video_target) ** 2, video_mask[..., None, None]),
+        "action": term((out.action - action_target) ** 2, action_mask),
+    }
+    if out.draws is not None:
+        policy_target = flow.target(batch["action"][:, :, None], draws.policy_noise, "velocity")
+        terms["policy"] = term((out.draws - policy_target) ** 2, copied[:, :, None])
+    if model.inverse_path is not None:
+        estimate = model.direct_inverse(context, future, mask)
+        seen = mask.any(-1) & target_mask.any(-1, keepdims=True)
+        terms["inverse"] = term((estimate - batch["action"]) ** 2, batch["action_mask"] & seen[..., None, None])
+    return terms
+
+
+def weights(objective: ObjectiveConfig) -> dict[str, float]:
+    return {
+        "video": objective.video_weight,
+        "action": objective.action_weight,
+        "policy": objective.policy_weight,
+        "inverse": objective.inverse_weight,
+    }
+
+
+def total_loss(terms: dict[str, Term], objective: ObjectiveConfig) -> Array:
+    weight = weights(objective)
+    return sum((weight[name] * t.mean() for name, t in terms.items()), jnp.float32(0.0))
+
+
+def breakdown(terms: dict[str, Term], batch: Batch, draws: Draws, bins: int, sources: int) -> dict[str, Any]:
+    """Sums and counts [n, 2] of every term per mode, per source and per sigma bin: never only the mean.
+
+    The sigma of a bin is the stream's own (the first chunk's); the `policy` draws have no single one and the direct
+    inverse none, so those two are split by source alone.
+    """
+    by: dict[str, tuple[Array, int]] = {"source": (batch["source"], sources)}
+    out: dict[str, Any] = {}
+    sigma = {"video": draws.sigma_video[:, 0, 0], "action": draws.sigma_action[:, 0]}
+    for name, t in terms.items():
+        groups = dict(by)
+        if name in sigma:
+            groups["mode"] = (draws.mode, len(MODES))
+            index = jnp.clip((sigma[name] * bins).astype(jnp.int32), 0, bins - 1)
+            groups["sigma"] = (index, bins)
+        out[name] = {"all": jnp.stack([t.error.sum(), t.count.sum()])}
+        for group, (index, size) in groups.items():
+            onehot = jax.nn.one_hot(index, size)
+            out[name][group] = jnp.stack([t.error @ onehot, t.count @ onehot], axis=-1)
+    return out

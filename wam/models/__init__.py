@@ -1,0 +1,1 @@
+"""The network. Read `joint_dit.py` first."""

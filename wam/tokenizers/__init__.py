@@ -1,0 +1,1 @@
+"""Video, text and action signals to tokens and back."""

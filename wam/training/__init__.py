@@ -1,0 +1,1 @@
+"""Training: state, the pure step, optimizer, sharding, metrics and the loop."""

@@ -1,0 +1,60 @@
+"""The training state: plain dicts of arrays, so that nothing of the module system crosses the jit boundary."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from wam.config import ModelConfig
+from wam.models.dynamics_paths import Constant
+from wam.models.joint_dit import JointDiT, create
+
+
+class TrainState(NamedTuple):
+    step: Array  # [] int32, steps taken
+    params: Any  # nested dict, float32
+    ema: Any  # like params; what evaluation and policies read
+    opt_state: Any
+
+
+class Apply(NamedTuple):
+    """What turns a dict of parameters back into a model: the static graph and the fitted constants."""
+
+    graph: Any
+    constants: Any
+
+    def model(self, params: Any) -> JointDiT:
+        return nnx.merge(self.graph, params, self.constants)
+
+
+def split(model: JointDiT) -> tuple[Apply, Any]:
+    """(apply, params) with params and constants as plain nested dicts."""
+    graph, params, constants = nnx.split(model, nnx.Param, Constant)
+    return Apply(graph, nnx.to_pure_dict(constants)), nnx.to_pure_dict(params)
+
+
+def logical_axes(config: ModelConfig) -> Any:
+    """Logical axis names per parameter, a dict like the parameters with tuples as leaves."""
+    model = nnx.eval_shape(lambda: create(config))
+    specs = nnx.get_partition_spec(nnx.state(model, nnx.Param))
+    return nnx.to_pure_dict(specs)
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    copy = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, copy, optimizer.init(params))
+
+
+def update_ema(ema: Any, params: Any, step: Array, decay: float) -> Any:
+    """Exponential moving average whose decay ramps up as (1 + step) / (10 + step)."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)
+
+
+def count(params: Any) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))
