@@ -2,7 +2,7 @@
 
     python -m experiments.collect --config=experiments/configs/demo.py --out=runs/demo/data
 
-Reads two parts of the config: `config.collect` (the fields of `CollectConfig`) and `config.sim` (name, cameras, render).
+Reads two parts of the config: `config.collect` (fields of `CollectConfig`) and `config.sim` (name, cameras, render).
 Any of them can be set on the command line, for instance `--config.collect.episodes.train.expert=10`.
 """
 
@@ -14,7 +14,7 @@ import sys
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines.collect.collect import CollectConfig, CollectionError, collect
+from data_pipelines.collect.collect import CollectConfig, collect
 from wam.envs import env_factory
 from wam.envs.metaworld import SPLIT_SEEDS
 
@@ -37,21 +37,22 @@ def collect_config(config: ConfigDict) -> CollectConfig:
 
 def table(result: dict) -> str:
     """One line for every task of every store."""
-    lines = [f"{'store':18s} {'task':26s} {'episodes':>8s} {'solved':>6s} {'steps':>6s} {'imitate':>7s} {'images':>6s} {'MB':>6s}"]
+    numbers = ("episodes", "solved", "steps", "imitate", "images")
+    lines = [f"{'store':18s} {'task':26s} " + " ".join(f"{name:>8s}" for name in (*numbers, "MB"))]
     totals: collections.Counter = collections.Counter()
     for row in result["rows"]:
         totals.update({key: row[key] for key in ("episodes", "successes", "steps", "imitate_steps", "images", "bytes")})
         lines.append(_line(f"{row['split']}/{row['source']}", row["task"], row))
     lines.append(_line("all", "", totals))
-    lines.append(f"{result['shards']['made']} shards made, {result['shards']['found']} found, {result['seconds']:.0f} s")
+    lines.append(
+        f"{result['shards']['made']} shards made, {result['shards']['found']} found, {result['seconds']:.0f} s"
+    )
     return "\n".join(lines)
 
 
 def _line(store: str, task: str, row: dict) -> str:
-    return (
-        f"{store:18s} {task:26s} {row['episodes']:8d} {row['successes']:6d} {row['steps']:6d} "
-        f"{row['imitate_steps']:7d} {row['images']:6d} {row['bytes'] / 1e6:6.1f}"
-    )
+    counts = " ".join(f"{row[key]:8d}" for key in ("episodes", "successes", "steps", "imitate_steps", "images"))
+    return f"{store:18s} {task:26s} {counts} {row['bytes'] / 1e6:8.1f}"
 
 
 def main(argv: list[str]) -> None:
@@ -61,8 +62,9 @@ def main(argv: list[str]) -> None:
     try:
         sim = config.get("sim", ConfigDict()).to_dict()
         make_env = env_factory(sim.get("name"), sim.get("render", {}))
-        result = collect(_OUT.value, collect_config(config), make_env, {"name": sim["name"], "render": sim.get("render", {})})
-    except (ValueError, OSError, ImportError, RuntimeError, CollectionError) as error:
+        simulator = {"name": sim["name"], "render": sim.get("render", {})}
+        result = collect(_OUT.value, collect_config(config), make_env, simulator)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"collect: {error}")
     print(table(result))
 
