@@ -70,6 +70,19 @@ def test_the_first_image_is_that_of_the_settled_scene(env):
     np.testing.assert_allclose(env._env.data.body("drawer").xpos[0], 0.1, atol=1e-6)
 
 
+def test_simplified_meshes_change_few_pixels_and_no_state(env):
+    layout = env.sample_layouts(1, 1)[0]
+    exact = MetaWorldEnv("drawer-open", CAMERAS, RenderConfig(size=32, mesh_resolution=0))
+    triangles = [int(e._env.model.mesh_facenum.sum()) for e in (env, exact)]
+    assert triangles[0] < 0.6 * triangles[1]
+    ours, theirs = rollout(env, layout), rollout(exact, layout)
+    exact.close()
+    for a, b in zip(ours[:2], theirs[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+    error = (ours[2].astype(float) - theirs[2]) ** 2
+    assert 0 < error.mean() < 255**2 / 10**3  # more than 30 dB
+
+
 def test_images_are_upright(env):
     """The robot's red base is at the bottom in topview; the grey background is at the top in corner2."""
     env.reset(env.sample_layouts(1, 1)[0])
