@@ -215,7 +215,9 @@ class MetaWorldEnv:
         """
         self._current()
         if self._steps >= self.max_steps:
-            raise RuntimeError(f"task {self.task!r}: the episode is over after {self.max_steps} steps, call reset(layout)")
+            raise RuntimeError(
+                f"task {self.task!r}: the episode is over after {self.max_steps} steps, call reset(layout)"
+            )
         action = np.clip(np.asarray(action, np.float32), -1, 1)
         self._observation, _, _, _, info = self._env.step(action)
         self._steps += 1
@@ -264,7 +266,9 @@ def _import_metaworld():
             warnings.simplefilter("ignore")
             from metaworld import env_dict, policies
     except ModuleNotFoundError as error:
-        raise ImportError(f"Meta-World is not installed ({error}); install the extra: pip install 'wam[sim]'") from error
+        raise ImportError(
+            f"Meta-World is not installed ({error}); install the extra: pip install 'wam[sim]'"
+        ) from error
     except Exception as error:  # mujoco loads its graphics library on import, and fails in many ways
         raise _no_rendering(error) from error
     return env_dict, policies
