@@ -11,10 +11,11 @@ from __future__ import annotations
 import collections
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.collect.collect import CollectConfig, CollectionError, collect
+from experiments import cli
 from wam.envs import env_factory
 from wam.envs.metaworld import SPLIT_SEEDS
 
@@ -75,4 +76,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "out"])
-    app.run(main)
+    cli.run(main)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from data_pipelines.transforms import ToSample
 from data_pipelines.windows import WindowConfig, Windows
 from wam.batch import BatchSpec
 from wam.config import (
+    DERIVED,
     NAMED_SIZES,
     MeshConfig,
     ModelConfig,
@@ -125,6 +125,8 @@ class Recipe:
             "embodiments": embodiments,
             "text_dim": self.text.dim,
         }
+        if set(derived) != set(DERIVED):
+            raise AssertionError("wam.config.DERIVED is out of date")
         if clash := sorted(set(fields) & set(derived)):
             raise ValueError(f"model.{clash[0]} is decided by the data and the tokenizer; set it there")
         return build(ModelConfig, {**NAMED_SIZES[size], **derived, **fields})
@@ -156,7 +158,7 @@ class Fitted:
         about, arrays = self.tokenizer.to_state()
         payload = {f"tokenizer/{k}": v for k, v in arrays.items()} | {f"lead/{k}": v for k, v in self.lead.items()}
         np.savez(directory / "fitted.tmp.npz", **payload)
-        os.replace(directory / "fitted.tmp.npz", directory / "fitted.npz")
+        (directory / "fitted.tmp.npz").replace(directory / "fitted.npz")
         facts = {
             "statistics": self.statistics.to_json(),
             "tokenizer": about,
@@ -166,7 +168,7 @@ class Fitted:
             "hashes": self.hashes,
         }
         (directory / "fitted.json.tmp").write_text(json.dumps(facts, indent=1))
-        os.replace(directory / "fitted.json.tmp", directory / "fitted.json")
+        (directory / "fitted.json.tmp").replace(directory / "fitted.json")
 
     @classmethod
     def load(cls, directory: Path) -> Fitted:

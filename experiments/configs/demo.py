@@ -15,6 +15,17 @@ tells them apart (the goal marker is not drawn).
 
 from ml_collections import ConfigDict
 
+from wam.config import (
+    MeshConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TextConfig,
+    TokenizerConfig,
+    TrainConfig,
+    model_options,
+    to_dict,
+)
+
 TASKS = (
     "button-press-topdown",
     "button-press-topdown-wall",
@@ -47,19 +58,20 @@ def get_config() -> ConfigDict:
                 "root": "",  # where the stores are; empty: <workdir>/data
                 "frame_seconds": (0.0, 0.1, 0.2),
                 "views": ("corner2", "topview"),
+                "action_horizon": 16,
+                "action_hz": 80.0,
+                "chunks": 1,
+                "validation_windows": 64,
                 "weights": {"expert": 0.55, "play": 0.37, "ego": 0.08},
                 "threads": 2,
             },
-            "tokenizer": {"patch": 16, "frames_per_latent": 1, "channels": 128, "power": 0.5},
-            "text": {"tokens": 6, "dim": 64},
-            "model": {"size": "tiny"},
-            "objective": {
-                "modes": (("joint", 0.3), ("forward", 0.4), ("inverse", 0.3)),
-                "policy_draws": 4,
-            },
-            "optimizer": {"learning_rate": 1e-3, "warmup_steps": 100},
-            "mesh": {"data": -1, "fsdp": 1},
-            "train": {"steps": 2000, "batch_size": 32, "seed": 0},
+            "tokenizer": to_dict(TokenizerConfig(patch=16, frames_per_latent=1, channels=128, power=0.5)),
+            "text": to_dict(TextConfig(tokens=6, dim=64)),
+            "model": {"size": "tiny", **model_options()},
+            "objective": to_dict(ObjectiveConfig(policy_draws=4)),
+            "optimizer": to_dict(OptimizerConfig(learning_rate=1e-3)),
+            "mesh": to_dict(MeshConfig()),
+            "train": to_dict(TrainConfig(steps=2000, batch_size=32)),
             "evaluate": {
                 "episodes": 20,
                 "max_steps": 250,

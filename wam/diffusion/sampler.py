@@ -7,6 +7,7 @@ A mode at inference is a program plus what is given: joint imagination, policy w
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class Program:
         if len(self.sigma_video) != len(self.sigma_action) or len(self.sigma_video) < 2:
             raise ValueError(f"program {self.name!r} needs two sigma lists of one length, at least 2")
         for name, sigmas in (("video", self.sigma_video), ("action", self.sigma_action)):
-            rising = any(b > a for a, b in zip(sigmas, sigmas[1:], strict=False))
+            rising = any(b > a for a, b in itertools.pairwise(sigmas))
             if rising or min(sigmas) < 0 or max(sigmas) > 1:
                 raise ValueError(f"program {self.name!r}: {name} sigmas must fall within [0, 1], got {sigmas}")
 

@@ -127,7 +127,8 @@ def train(run: Run, config: TrainConfig, state: TrainState, batches: BatchIterat
 
 def validate(run: Run, state: TrainState) -> dict[str, float]:
     """Averages of the EMA weights over the validation windows, with fixed noise."""
-    assert run.eval_step is not None and run.validation is not None
+    assert run.eval_step is not None
+    assert run.validation is not None
     averages = Averages(run.sources)
     for batch, is_valid in run.validation():
         averages.add(run.eval_step(state.ema, batch, is_valid))
