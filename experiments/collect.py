@@ -9,12 +9,14 @@ Any of them can be set on the command line, for instance `--config.collect.episo
 from __future__ import annotations
 
 import collections
+import dataclasses
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.collect.collect import CollectConfig, collect
+from experiments import cli
 from wam.envs import env_factory
 from wam.envs.metaworld import SPLIT_SEEDS
 
@@ -27,7 +29,9 @@ def collect_config(config: ConfigDict) -> CollectConfig:
     for part in ("collect", "sim"):
         if part not in config:
             raise ValueError(f"the config has no `{part}`: collection needs config.collect and config.sim")
-    fields = dict(config.collect.to_dict(), layout_seeds=dict(SPLIT_SEEDS), cameras=tuple(config.sim.cameras))
+    fields = dict(
+        config.collect.to_dict(), layout_seeds=dict(SPLIT_SEEDS), cameras=tuple(config.sim.get("cameras", ()))
+    )
     fields["tasks"] = tuple(fields.get("tasks", ()))
     try:
         return CollectConfig(**fields)
@@ -62,7 +66,7 @@ def main(argv: list[str]) -> None:
     try:
         sim = config.get("sim", ConfigDict()).to_dict()
         make_env = env_factory(sim.get("name"), sim.get("render", {}))
-        simulator = {"name": sim["name"], "render": sim.get("render", {})}
+        simulator = {"name": sim["name"], "render": dataclasses.asdict(make_env.keywords["render"])}
         result = collect(_OUT.value, collect_config(config), make_env, simulator)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"collect: {error}")
@@ -71,4 +75,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "out"])
-    app.run(main)
+    cli.run(main)
