@@ -62,6 +62,7 @@ def write_record(workdir: Path, record: dict) -> None:
 def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = None, progress: bool = True) -> Path:
     """Trains or resumes the run in `workdir`; returns it. ValueError, FileNotFoundError: one sentence for the user."""
     import dataclasses
+    import functools
 
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
@@ -73,6 +74,8 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
     from wam.training import loop, metrics, optimizer, sharding, state, step
 
     recipe = recipes.Recipe.of(config)
+    if recipe.mesh.cpu_devices > 1:
+        jax.config.update("jax_num_cpu_devices", recipe.mesh.cpu_devices)
     root = Path(config.data.root) if config.data.root else workdir / "data"
     workdir.mkdir(parents=True, exist_ok=True)
     lock = loop.workdir_lock(workdir)
@@ -88,17 +91,16 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
     rows = sharding.batch_sharding(mesh, recipe.train.batch_size)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def compiled(steps: int):
-        tx = optimizer.make_optimizer(recipe.optimizer, steps)
-        shardings = sharding.state_shardings(param_shardings, tx, mesh)
-        train_step = step.make_train_step(
-            apply, data.fitted.tokenizer, recipe.objective, tx, ema_decay=recipe.optimizer.ema_decay,
-            seed=recipe.train.seed, sources=len(recipe.sources),
-        )  # fmt: skip
-        jitted = jax.jit(train_step, donate_argnums=0, in_shardings=(shardings, rows),
-                         out_shardings=(shardings, everywhere))  # fmt: skip
-        initial = jax.jit(lambda p: state.init_state(p, tx), out_shardings=shardings)(params)
-        return jitted, shardings, initial
+    transform = optimizer.make_optimizer(recipe.optimizer)
+    shardings = sharding.state_shardings(param_shardings, transform, mesh)
+    train_step = jax.jit(
+        step.make_train_step(apply, data.fitted.tokenizer, recipe.objective, recipe.optimizer, sources=len(recipe.sources)),
+        donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere),
+    )  # fmt: skip
+
+    def initial(steps: int) -> state.TrainState:
+        init = functools.partial(state.init_state, optimizer=transform, steps=steps, seed=recipe.train.seed)
+        return jax.jit(init, out_shardings=shardings)(params)
 
     mixture = Mixture(
         data.train, dict(config.data.weights), data.to_sample, batch_size=recipe.train.batch_size,
@@ -112,8 +114,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
         steps = record.get("steps", recipe.train.steps)
         if "steps" not in record:
             if budget_minutes is not None:
-                trial, _, initial = compiled(recipe.train.steps)
-                compile_seconds, seconds = loop.time_steps(trial, initial, next(batches))
+                compile_seconds, seconds = loop.time_steps(train_step, initial(1), next(batches))
                 batches.set_state(mixture.state_after(0))
                 # Validation and checkpoints take a little of the budget as well.
                 steps = max(1, int(budget_minutes * 60 * 0.95 / seconds))
@@ -131,7 +132,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
                 file=sys.stderr,
             )
         train_config = dataclasses.replace(recipe.train, steps=steps)
-        jitted, shardings, current = compiled(steps)
+        current = initial(steps)
         assets = {**recipes.assets(recipe, data), "git": record["git"], "versions": record["versions"]}
         if checkpoints.latest() is not None:
             current, data_state, saved = checkpoints.restore(current, shardings)
@@ -166,7 +167,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
         def save(current, data_state) -> None:
             checkpoints.save(current, data_state, apply.constants, tokenizer_arrays, assets)
 
-        run = loop.Run(jitted, evaluate, validation, optimizer.schedule(recipe.optimizer, steps), save, recipe.sources)
+        run = loop.Run(train_step, evaluate, validation, save, recipe.sources)
         start = time.monotonic()
         final = loop.train(run, train_config, current, batches, writer, checkpoints, progress=progress)
         if int(final.step) == steps:

@@ -219,6 +219,8 @@ class MeshConfig:
 
     data: int = -1
     fsdp: int = 1
+    cpu_devices: int = 1
+    """On a CPU: devices to make of it. Small models do not keep two cores busy with one."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array
 
 from wam.config import ModelConfig
-from wam.models.layers import EmbodimentBank, Linear, zero_init
+from wam.models.layers import Linear, zero_init
 
 
 class Constant(nnx.Variable):
@@ -129,9 +129,8 @@ class InversePath(nnx.Module):
         self.hidden = Linear(f * positions * c + config.state_dim, config.inverse_width, rngs=rngs, axes=(None, None))
         tokens = config.action_tokens * config.action_width
         self.to_tokens = Linear(config.inverse_width, tokens, rngs=rngs, axes=(None, None), zero=True)
-        self.direct = EmbodimentBank(
-            config.embodiments, config.inverse_width, config.action_horizon * config.action_dim, rngs=rngs
-        )
+        actions = config.action_horizon * config.action_dim
+        self.direct = Linear(config.inverse_width, actions, rngs=rngs, axes=(None, None))
         self.action_tokens = config.action_tokens
 
     def features(self, future: Array, current: Array, frame_mask: Array, state: Array) -> Array:
@@ -146,7 +145,7 @@ class InversePath(nnx.Module):
         out = (features_BMD @ self.to_tokens.kernel[...]) * gate_BM[..., None]
         return out.reshape(*out.shape[:2], self.action_tokens, -1)
 
-    def actions(self, features_BMD: Array, embodiment_B: Array, action_dim: int) -> Array:
-        """The direct estimate of the normalised actions [B, M, K, A]."""
-        out = self.direct(features_BMD, embodiment_B)
+    def actions(self, features_BMD: Array, action_dim: int) -> Array:
+        """The direct estimate of the normalised actions [B, M, K, A]: an auxiliary head, never sampled from."""
+        out = self.direct(features_BMD)
         return out.reshape(*out.shape[:2], -1, action_dim)

@@ -97,8 +97,9 @@ class JointDiT(nnx.Module):
             outs.append(out)
         return carry, jax.tree.map(lambda *layers: jnp.stack(layers), *outs)
 
-    def _attend(self, q: Array, blocks: list[Keys]) -> Array:
-        return attend(q, blocks, backend=self.config.attention, chunk=self.config.attention_chunk)
+    def _attend(self, q: Array, blocks: list[Keys], diagonal: int = 1) -> Array:
+        cfg = self.config
+        return attend(q, blocks, backend=cfg.attention, chunk=cfg.attention_chunk, diagonal=diagonal)
 
     def _time(self, seconds: Array) -> Array:
         return seconds * self.config.latent_rate
@@ -193,76 +194,82 @@ class JointDiT(nnx.Module):
         bits = {"video_sees_action": noisy.video_sees_action, "action_sees_video": noisy.action_sees_video}
         per_chunk = {name: stream.x.shape[1] // M for name, stream in streams.items()}
         V = obs.latents.shape[1]
-        if noisy.draws is not None:
-            R = noisy.draws.shape[2]
+        draws = 1 if noisy.draws is None else noisy.draws.shape[2]
+
+        # Streams of one expert share its projections and MLP: their tokens stand side by side.
+        experts: dict[str, list[str]] = {}
+        for name in streams:
+            experts.setdefault(self.expert_of[name], []).append(name)
+        joined = {e: jnp.concatenate([streams[n].x for n in names], 1) for e, names in experts.items()}
+        angles = {e: jnp.concatenate([streams[n].angles for n in names], 1) for e, names in experts.items()}
+
+        def part(tokens: dict[str, Array], name: str, chunk: int) -> Array:
+            """The tokens of one chunk of one stream, out of its expert's."""
+            expert = self.expert_of[name]
+            before = experts[expert][: experts[expert].index(name)]
+            n = per_chunk[name]
+            start = sum(streams[other].x.shape[1] for other in before) + chunk * n
+            return tokens[expert][:, start : start + n]
 
         def body(blocks, xs, layer_keys):
             (hk, hv, sk, sv), texts = layer_keys
-            qkvs, mods = {}, {}
-            for name, stream in streams.items():
-                block = blocks[self.expert_of[name]]
-                mods[name] = tuple(to_tokens(stream, m) for m in block.modulation(stream.modulation))
-                qkvs[name] = block.qkv(xs[name], mods[name][0], mods[name][1], stream.angles)
+            q, k, v, mods = {}, {}, {}, {}
+            for expert, names in experts.items():
+                block = blocks[expert]
+                each = [[to_tokens(streams[n], m) for m in block.modulation(streams[n].modulation)] for n in names]
+                mods[expert] = tuple(jnp.concatenate(m, axis=1) for m in zip(*each, strict=True))
+                q[expert], k[expert], v[expert] = block.qkv(xs[expert], *mods[expert][:2], angles[expert])
 
             def visible(query: str, chunk: int) -> list[Keys]:
                 """Keys of one query block, by the table; absent streams are left out."""
-                blocks_seen = []
+                seen_blocks = []
                 for seen in TABLE[query]:
                     if seen.stream == "history":
                         end = V * P * (1 + chunk * f)
-                        blocks_seen.append(Keys(hk[:, :end], hv[:, :end], context.history.mask[:, :end]))
+                        seen_blocks.append(Keys(hk[:, :end], hv[:, :end], context.history.mask[:, :end]))
                     elif seen.stream == "state":
                         one = slice(chunk, chunk + 1)
-                        blocks_seen.append(Keys(sk[:, one], sv[:, one], context.state.mask[:, one]))
-                    elif seen.stream in qkvs:
-                        n = per_chunk[seen.stream]
-                        part = slice(chunk * n, (chunk + 1) * n)
-                        keys, values = qkvs[seen.stream].k[:, part], qkvs[seen.stream].v[:, part]
+                        seen_blocks.append(Keys(sk[:, one], sv[:, one], context.state.mask[:, one]))
+                    elif seen.stream in streams:
+                        keys = part(k, seen.stream, chunk)
                         mask = None
                         if seen.gate is not None:
                             mask = jnp.broadcast_to(bits[seen.gate][:, None] > 0, keys.shape[:2])
-                        blocks_seen.append(Keys(keys, values, mask))
-                return blocks_seen
+                        seen_blocks.append(Keys(keys, part(v, seen.stream, chunk), mask))
+                return seen_blocks
 
             new = {}
-            for name in streams:
-                n, parts = per_chunk[name], []
-                for chunk in range(M):
-                    q = qkvs[name].q[:, chunk * n : (chunk + 1) * n]
-                    keys = visible(name, chunk)
-                    if name == "draw":  # each draw sees the context and itself: fold the draws into the batch
-                        fold = lambda x: rearrange(x, "B (R L) N H -> (B R) L N H", R=R)  # noqa: E731
-                        context_keys = [Keys(*(jnp.repeat(x, R, 0) for x in block)) for block in keys[:-1]]
-                        own = Keys(fold(keys[-1].k), fold(keys[-1].v))
-                        part = self._attend(fold(q), [*context_keys, own])
-                        parts.append(rearrange(part, "(B R) L N H -> B (R L) N H", R=R))
-                    else:
-                        parts.append(self._attend(q, keys))
-                block = blocks[self.expert_of[name]]
-                expert = self.expert_of[name]
+            for expert, names in experts.items():
+                attended = [
+                    self._attend(part(q, name, chunk), visible(name, chunk), diagonal=draws if name == "draw" else 1)
+                    for name in names
+                    for chunk in range(M)
+                ]
                 text = Keys(*texts[expert], context.text[expert].mask)
-                attended = jnp.concatenate(parts, axis=1)
-                new[name] = block.finish(xs[name], attended, mods[name], text, cfg.attention)
+                out = jnp.concatenate(attended, axis=1)
+                new[expert] = blocks[expert].finish(xs[expert], out, mods[expert], text, cfg.attention)
             return new, None
 
         layer_keys = (
             (context.history.k, context.history.v, context.state.k, context.state.v),
             {n: (t.k, t.v) for n, t in context.text.items()},
         )
-        xs, _ = self._run(body, {name: stream.x for name, stream in streams.items()}, layer_keys)
+        xs, _ = self._run(body, joined, layer_keys)
 
-        video = action = draws = None
+        def tokens(name: str) -> Array:
+            return jnp.concatenate([part(xs, name, chunk) for chunk in range(M)], axis=1)
+
+        video = action = policy = None
         if "video" in streams:
-            out = self.video_head(xs["video"], to_tokens(streams["video"], streams["video"].condition))
+            out = self.video_head(tokens("video"), to_tokens(streams["video"], streams["video"].condition))
             video = rearrange(out, "B (M f v P) C -> B M f v P C", M=M, f=f, v=v)
         if "action" in streams:
-            action = self._decode_actions(
-                xs["action"], streams["action"], obs.embodiment, "B (M Ka) (k A) -> B M (Ka k) A", M=M
-            )
+            pattern = "B (M Ka) (k A) -> B M (Ka k) A"
+            action = self._decode_actions(tokens("action"), streams["action"], obs.embodiment, pattern, M=M)
         if "draw" in streams:
             pattern = "B (M R Ka) (k A) -> B M R (Ka k) A"
-            draws = self._decode_actions(xs["draw"], streams["draw"], obs.embodiment, pattern, M=M, R=R)
-        return Outputs(video, action, draws)
+            policy = self._decode_actions(tokens("draw"), streams["draw"], obs.embodiment, pattern, M=M, R=draws)
+        return Outputs(video, action, policy)
 
     # ----------------------------------------------------------------- streams
 
@@ -350,7 +357,7 @@ class JointDiT(nnx.Module):
     def direct_inverse(self, context: Context, video: Array, frame_mask: Array) -> Array:
         """Regression of the actions from clean latents by the inverse path alone: [B, M, K, A], normalised."""
         features = self.inverse_features(context, video, frame_mask)
-        return self.inverse_path.actions(features, context.observation.embodiment, self.config.action_dim)
+        return self.inverse_path.actions(features, self.config.action_dim)
 
 
 def create(config: ModelConfig, seed: int = 0) -> JointDiT:

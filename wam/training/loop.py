@@ -40,7 +40,6 @@ class Run:
     train_step: Callable[[TrainState, Any], tuple[TrainState, Any]]
     eval_step: Callable[[Any, Any, Any], Any] | None
     validation: Callable[[], Iterable[tuple[Any, Any]]] | None
-    learning_rate: Callable[[int], Any]
     save: Callable[[TrainState, dict[str, Any]], None]
     sources: tuple[str, ...]
 
@@ -103,7 +102,6 @@ def train(run: Run, config: TrainConfig, state: TrainState, batches: BatchIterat
                 values = averages.summary()
                 values["step_ms"] = 1000 * (now - mark) / (done - mark_step)
                 values["data_wait_share"] = wait
-                values["learning_rate"] = float(run.learning_rate(step))
                 writer.write(done, "train", values)
                 bar.set_postfix(loss=f"{values['loss']:.3f}", wait=f"{wait:.0%}")
                 averages.reset()

@@ -31,7 +31,7 @@ class Averages:
     def add(self, metrics: dict[str, Any]) -> None:
         metrics = jax.device_get(metrics)
         self.steps += 1
-        for name in ("loss", "grad_norm"):
+        for name in ("loss", "grad_norm", "learning_rate"):
             if name in metrics:
                 self.scalars[name] = self.scalars.get(name, 0.0) + float(metrics[name])
         self.samples += metrics.get("samples", 0)

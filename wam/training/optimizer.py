@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import Array
 
 from wam.config import OptimizerConfig
 
 
-def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step alone: linear warm-up, then cosine to `final_learning_rate` at `steps`."""
-    warmup = min(config.warmup_steps, max(1, steps // 4))
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup, max(steps, warmup + 1), end_value=config.final_learning_rate
-    )
+def learning_rate(config: OptimizerConfig, step: Array, steps: Array) -> Array:
+    """Linear warm-up, then cosine to `final_learning_rate` at `steps`: a function of the step alone.
+
+    `steps` is an array, so that runs of different length share one compiled step.
+    """
+    warmup = jnp.minimum(config.warmup_steps, jnp.maximum(1, steps // 4)).astype(jnp.float32)
+    done = jnp.clip((step - warmup) / jnp.maximum(1.0, steps - warmup), 0.0, 1.0)
+    low, high = config.final_learning_rate, config.learning_rate
+    cosine = low + (high - low) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+    return jnp.where(step < warmup, high * (step + 1) / warmup, cosine)
 
 
 def decay_mask(params: Any) -> Any:
@@ -27,10 +33,10 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clipped AdamW directions of unit learning rate; the step multiplies them by `-learning_rate`."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule(config, steps), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decay_mask
-        ),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
     )

@@ -56,7 +56,7 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
     moments = optax.tree.map_params(
         optimizer, lambda _, sharding: sharding, opt_state, params, transform_non_params=lambda _: everywhere
     )
-    return TrainState(everywhere, params, params, moments)
+    return TrainState(everywhere, everywhere, everywhere, params, params, moments)
 
 
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:

@@ -17,6 +17,8 @@ from wam.models.joint_dit import JointDiT, create
 
 class TrainState(NamedTuple):
     step: Array  # [] int32, steps taken
+    steps: Array  # [] int32, steps in all: the horizon of the schedule
+    seed: Array  # [] uint32, of every random draw of the training
     params: Any  # nested dict, float32
     ema: Any  # like params; what evaluation and policies read
     opt_state: Any
@@ -45,9 +47,9 @@ def logical_axes(config: ModelConfig) -> Any:
     return nnx.to_pure_dict(specs)
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Any, optimizer: optax.GradientTransformation, *, steps: int, seed: int) -> TrainState:
     copy = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, copy, optimizer.init(params))
+    return TrainState(jnp.int32(0), jnp.int32(steps), jnp.uint32(seed), params, copy, optimizer.init(params))
 
 
 def update_ema(ema: Any, params: Any, step: Array, decay: float) -> Any:

@@ -11,10 +11,11 @@ import optax
 from jax import Array
 
 from wam.batch import Batch
-from wam.config import ObjectiveConfig
+from wam.config import ObjectiveConfig, OptimizerConfig
 from wam.diffusion import losses
 from wam.diffusion.modes import MODES, draw
 from wam.tokenizers.patch_pca import PatchPCA
+from wam.training.optimizer import learning_rate, make_optimizer
 from wam.training.state import Apply, TrainState, update_ema
 
 Metrics = dict[str, Any]
@@ -25,13 +26,13 @@ def latents_of(batch: Batch, tokenizer: PatchPCA) -> Array:
     return batch["latents"] if "latents" in batch else tokenizer.encode(batch["video"], batch["camera"])
 
 
-def make_train_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfig,
-                    optimizer: optax.GradientTransformation, *, ema_decay: float, seed: int,
+def make_train_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfig, optimizer: OptimizerConfig, *,
                     sources: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:  # fmt: skip
     """`train_step(state, batch) -> (state, metrics)`, to be jitted with a donated state."""
+    transform = make_optimizer(optimizer)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         config = apply.model(state.params).config
         draws = draw(key, batch, config, objective)
         latents = latents_of(batch, tokenizer)
@@ -41,17 +42,19 @@ def make_train_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfi
             return losses.total_loss(terms, objective), terms
 
         (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = update_ema(state.ema, params, state.step, ema_decay)
+        directions, opt_state = transform.update(grads, state.opt_state, state.params)
+        rate = learning_rate(optimizer, state.step, state.steps)
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
+        ema = update_ema(state.ema, params, state.step, optimizer.ema_decay)
         metrics = {
             "loss": loss,
             "grad_norm": optax.global_norm(grads),
+            "learning_rate": rate,
             "samples": jax.nn.one_hot(batch["source"], sources).sum(0),
             "modes": jax.nn.one_hot(draws.mode, len(MODES)).sum(0),
             "terms": losses.breakdown(terms, batch, draws, objective.sigma_bins, sources),
         }
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
     return train_step
 
