@@ -71,7 +71,9 @@ class Normalizer:
         object.__setattr__(self, "low", np.asarray(self.low, np.float32))
         object.__setattr__(self, "high", np.asarray(self.high, np.float32))
         if self.low.shape != self.high.shape or self.low.ndim != 1:
-            raise ValueError(f"normaliser bounds must be two vectors of one length, got {self.low.shape}, {self.high.shape}")
+            raise ValueError(
+                f"normaliser bounds must be two vectors of one length, got {self.low.shape}, {self.high.shape}"
+            )
         if not (np.isfinite(self.low).all() and np.isfinite(self.high).all()):
             raise ValueError("normaliser bounds must be finite")
 
@@ -119,7 +121,7 @@ class BatchSpec:
         """{name: (shape, dtype)}; `batch_size=None` gives one sample, without the leading B."""
         lead = () if batch_size is None else (batch_size,)
         V, T, M, K, A, S = self.views, self.frames, self.chunks, self.action_horizon, self.action_dim, self.state_dim
-        pixels = {"video": ((V, T, self.height, self.width, 3), np.uint8)}
+        pixels: dict[str, tuple[tuple[int, ...], type]] = {"video": ((V, T, self.height, self.width, 3), np.uint8)}
         if self.latent is not None:
             pixels = {"latents": ((V, *self.latent), np.float32)}
         fields = pixels | {

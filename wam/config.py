@@ -104,7 +104,8 @@ class ModelConfig:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}")
         if self.action_horizon % self.steps_per_token:
             raise ValueError(
-                f"model.action_horizon {self.action_horizon} is not a multiple of steps_per_token {self.steps_per_token}"
+                f"model.action_horizon {self.action_horizon} is not a multiple of "
+                f"steps_per_token {self.steps_per_token}"
             )
         if (self.latent_frames - 1) % self.chunks:
             raise ValueError(
@@ -225,11 +226,13 @@ class TrainConfig:
     keep_checkpoints: int = 2
 
 
-NAMED_SIZES: dict[str, dict[str, Any]] = {
-    "debug": dict(depth=2, heads=2, head_dim=16, video_width=32, video_mlp=64, action_width=16, action_mlp=32,
-                  time_width=32, lead_width=16, lead_fourier=4, inverse_width=16, inverse_channels=4),
-    "tiny": dict(depth=3, heads=4, head_dim=32, video_width=128, video_mlp=512, action_width=128, action_mlp=512),
-    "small": dict(depth=12, heads=12, head_dim=64, video_width=768, video_mlp=3072, action_width=384, action_mlp=1536),
-    "base": dict(depth=30, heads=12, head_dim=128, video_width=1536, video_mlp=8960, action_width=512, action_mlp=2048),
-}  # fmt: skip
+NAMED_SIZES: dict[str, dict[str, int]] = {
+    name: dict(zip(("depth", "heads", "head_dim", "video_width", "video_mlp", "action_width", "action_mlp"), sizes))
+    for name, sizes in {
+        "debug": (2, 2, 16, 32, 64, 16, 32),
+        "tiny": (3, 4, 32, 128, 512, 128, 512),
+        "small": (12, 12, 64, 768, 3072, 384, 1536),
+        "base": (30, 12, 128, 1536, 8960, 512, 2048),
+    }.items()
+}
 """Keyword arguments of `ModelConfig`. `small` is about 130M parameters; `base` has the shape of Wan 2.1 1.3B."""

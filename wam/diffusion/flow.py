@@ -2,8 +2,10 @@
 
 Noise level sigma in [0, 1]: **0 = clean data, 1 = pure noise**.
 
-    x_sigma = (1 - sigma) x + sigma eps            (Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2022, arXiv:2210.02747)
+    x_sigma = (1 - sigma) x + sigma eps
     v       = d x_sigma / d sigma = eps - x
+
+(Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2022, arXiv:2210.02747.)
 
 A network predicts either the velocity v or the clean x. Sampling integrates sigma from 1 to 0. Released video trunks
 embed 1000 sigma.

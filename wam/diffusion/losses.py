@@ -16,7 +16,8 @@ from wam.batch import Batch
 from wam.config import ModelConfig, ObjectiveConfig
 from wam.diffusion import flow
 from wam.diffusion.modes import MODES, Draws, loss_flags
-from wam.models.joint_dit import JointDiT, Noisy, observe
+from wam.models.joint_dit import JointDiT
+from wam.models.streams import Noisy, observe
 
 
 class Term(NamedTuple):

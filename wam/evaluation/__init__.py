@@ -1,1 +1,1 @@
-"""How good is it: closed loop in a simulator, world-model errors, plots and the report."""
+"""Closed-loop success, world-model accuracy, baselines and reports."""

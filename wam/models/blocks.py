@@ -6,7 +6,7 @@ RoPE, text cross-attention behind an affine norm, tanh-GELU MLP), so released tr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ class QKV(NamedTuple):
 class ExpertBlock(nnx.Module):
     def __init__(self, width: int, mlp: int, heads: int, head_dim: int, *, rngs: nnx.Rngs, dtype=jnp.float32):
         inner = heads * head_dim
-        linear = dict(rngs=rngs, dtype=dtype)
+        linear: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
         self.q = Linear(width, inner, axes=("embed", "heads"), **linear)
         self.k = Linear(width, inner, axes=("embed", "heads"), **linear)
         self.v = Linear(width, inner, axes=("embed", "heads"), **linear)
@@ -41,7 +41,7 @@ class ExpertBlock(nnx.Module):
         self.up = Linear(width, mlp, axes=("embed", "mlp"), **linear)
         self.down = Linear(mlp, width, axes=("mlp", "embed"), **linear)
 
-        def table(key, shape, dtype):
+        def table(_key, shape, dtype):
             # Gates start open (1), shifts and scales at 0: the block is an ordinary pre-norm layer at step 0.
             return jnp.zeros(shape, dtype).at[jnp.array([2, 5])].set(1.0)
 
@@ -94,5 +94,3 @@ class OutputHead(nnx.Module):
 
     def __call__(self, x_BLD: Array, condition: Array) -> Array:
         return self.linear(self.norm(x_BLD, condition))
-
-

@@ -61,10 +61,9 @@ def accumulate(constants: Embodiments, action: Array, mask: Array, action_time: 
                state: Array, embodiment_B: Array) -> Leads:  # fmt: skip
     """Where the actions before each frame lead.
 
-    Args:
-      action: [B, M, K, A] normalised, possibly noisy. mask: same shape, bool.
-      action_time: [B, M, K] seconds; frame_time: [B, M, T'] seconds of the chunk's predicted frames.
-      state: [B, M, S] normalised state at the chunk's start.
+    `action` [B, M, K, A] is normalised and possibly noisy, `mask` its bool mask; `action_time` [B, M, K] and
+    `frame_time` [B, M, T'] are the seconds of the steps and of the chunk's predicted frames; `state` [B, M, S] is the
+    normalised state at the chunk's start.
     """
     onehot = jax.nn.one_hot(embodiment_B, constants.center.shape[0])
     scale, center, adds_up = (onehot @ c[...] for c in (constants.scale, constants.center, constants.adds_up))

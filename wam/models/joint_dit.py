@@ -15,7 +15,8 @@ D width, N heads, H head dim, K action horizon, A action dim, S state dim, R dra
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,84 +25,13 @@ from einops import rearrange, repeat
 from flax import nnx
 from jax import Array
 
-from wam.batch import Batch
 from wam.config import ModelConfig
 from wam.models.attention import Keys, attend, rope_angles
 from wam.models.blocks import ExpertBlock, OutputHead
 from wam.models.dynamics_paths import Constant, Embodiments, ForwardPath, InversePath, accumulate
 from wam.models.layers import EmbodimentBank, Linear, SigmaEmbedder, zero_init
+from wam.models.streams import Context, Noisy, Observation, Outputs, Stream, to_tokens
 from wam.models.visibility import TABLE
-
-
-class Observation(NamedTuple):
-    """What is given, on the device. `latents` [B, V, F', P, C] holds the clean frames of chunks 0 .. M-1."""
-
-    latents: Array
-    view_mask: Array  # [B, V]
-    camera: Array  # [B, V]
-    video_time: Array  # [B, T]
-    action_time: Array  # [B, M, K]
-    state: Array  # [B, M, S]
-    state_mask: Array  # [B, M, S]
-    text: Array  # [B, Lt, Dt]
-    text_mask: Array  # [B, Lt]
-    embodiment: Array  # [B]
-    drop_text: Array  # [B] bool
-    drop_state: Array  # [B] bool
-    drop_history: Array  # [B] bool
-
-
-class Noisy(NamedTuple):
-    """What is denoised. A stream that is None is absent: its tokens are not built."""
-
-    video: Array | None  # [B, M, f, v, P, C]
-    sigma_video: Array  # [B, M, f]
-    frame_mask: Array  # [B, M, f] bool: real frames
-    action: Array | None  # [B, M, K, A]
-    action_mask: Array  # [B, M, K, A] bool
-    sigma_action: Array  # [B, M]
-    action_sees_video: Array  # [B] 0 or 1
-    video_sees_action: Array  # [B] 0 or 1
-    prefix: Array | None = None  # [B, M] int: leading action tokens that are given (sigma 0)
-    draws: Array | None = None  # [B, M, R, K, A]
-    sigma_draws: Array | None = None  # [B, M, R]
-
-
-class Context(NamedTuple):
-    """Keys and values of everything observed, per layer, and what the noisy streams read directly."""
-
-    history: Keys  # k, v [layers, B, L, N, H]; mask [B, L]
-    state: Keys  # k, v [layers, B, M, N, H]; mask [B, M]
-    text: dict[str, Keys]  # expert -> k, v [layers, B, Lt, N, H]; mask [B, Lt]
-    current: Array  # [B, M, v P, C]: the last observed frame of each chunk, target views
-    observation: Observation
-
-
-class Outputs(NamedTuple):
-    video: Array | None  # [B, M, f, v, P, C]: clean latents or velocity, as configured
-    action: Array | None  # [B, M, K, A]: velocity
-    draws: Array | None  # [B, M, R, K, A]: velocity
-
-
-class Stream(NamedTuple):
-    """Noisy tokens on their way through the layers."""
-
-    x: Array  # [B, L, D]
-    condition: Array  # [B, G, D], one per sigma group
-    modulation: Array  # [B, G, 6, D]
-    group: Array | int  # tokens per group, or [B, L] index into two groups
-    angles: Array  # [B, L, H/2]
-
-
-def _to_tokens(stream: Stream, groups: Array) -> Array:
-    """[B, G, D] per sigma group -> [B, L, D] per token."""
-    if isinstance(stream.group, int):
-        return jnp.repeat(groups, stream.group, axis=1)
-    chunks = groups.shape[1] // 2
-    first, rest = groups[:, :chunks], groups[:, chunks:]
-    per_chunk = stream.group.shape[1] // chunks
-    first, rest = jnp.repeat(first, per_chunk, axis=1), jnp.repeat(rest, per_chunk, axis=1)
-    return jnp.where(stream.group[..., None] == 0, first, rest)
 
 
 class JointDiT(nnx.Module):
@@ -163,9 +93,9 @@ class JointDiT(nnx.Module):
             return jax.lax.scan(layer, carry, (stacked, extra))
         outs = []
         for i in range(self.config.depth):
-            carry, out = layer(carry, jax.tree.map(lambda x: x[i], (stacked, extra)))
+            carry, out = layer(carry, jax.tree.map(operator.itemgetter(i), (stacked, extra)))
             outs.append(out)
-        return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *outs) if outs[0] is not None else None
+        return carry, jax.tree.map(lambda *layers: jnp.stack(layers), *outs)
 
     def _attend(self, q: Array, blocks: list[Keys]) -> Array:
         return attend(q, blocks, backend=self.config.attention, chunk=self.config.attention_chunk)
@@ -192,7 +122,7 @@ class JointDiT(nnx.Module):
     def context(self, obs: Observation) -> Context:
         """Keys and values of the observed frames, the state and the text. See `Context`."""
         cfg = self.config
-        B, V, F, P, C = obs.latents.shape
+        B, V, F, P, _ = obs.latents.shape
         f, first = cfg.frames_per_chunk, jnp.arange(F) == 0
         gain = jnp.where(first[:, None], self.context_gain[...][0], self.context_gain[...][1])
         x = self.history_in(obs.latents * gain[:, None])
@@ -251,7 +181,7 @@ class JointDiT(nnx.Module):
     def denoise(self, context: Context, noisy: Noisy) -> Outputs:
         """Network outputs for all noisy streams that are present."""
         cfg, obs = self.config, context.observation
-        B, M = noisy.sigma_action.shape
+        M = noisy.sigma_action.shape[1]
         P, f, v = cfg.patches, cfg.frames_per_chunk, len(cfg.target_views)
         streams: dict[str, Stream] = {}
         if noisy.video is not None:
@@ -271,7 +201,7 @@ class JointDiT(nnx.Module):
             qkvs, mods = {}, {}
             for name, stream in streams.items():
                 block = blocks[self.expert_of[name]]
-                mods[name] = tuple(_to_tokens(stream, m) for m in block.modulation(stream.modulation))
+                mods[name] = tuple(to_tokens(stream, m) for m in block.modulation(stream.modulation))
                 qkvs[name] = block.qkv(xs[name], mods[name][0], mods[name][1], stream.angles)
 
             def visible(query: str, chunk: int) -> list[Keys]:
@@ -295,7 +225,7 @@ class JointDiT(nnx.Module):
                 return blocks_seen
 
             new = {}
-            for name, stream in streams.items():
+            for name in streams:
                 n, parts = per_chunk[name], []
                 for chunk in range(M):
                     q = qkvs[name].q[:, chunk * n : (chunk + 1) * n]
@@ -323,7 +253,7 @@ class JointDiT(nnx.Module):
 
         video = action = draws = None
         if "video" in streams:
-            out = self.video_head(xs["video"], _to_tokens(streams["video"], streams["video"].condition))
+            out = self.video_head(xs["video"], to_tokens(streams["video"], streams["video"].condition))
             video = rearrange(out, "B (M f v P) C -> B M f v P C", M=M, f=f, v=v)
         if "action" in streams:
             action = self._decode_actions(
@@ -403,7 +333,7 @@ class JointDiT(nnx.Module):
         return Stream(x, condition, embedder.modulation(condition), group, angles)
 
     def _decode_actions(self, x: Array, stream: Stream, embodiment: Array, pattern: str, **sizes) -> Array:
-        h = self.action_norm.norm(x, _to_tokens(stream, stream.condition))
+        h = self.action_norm.norm(x, to_tokens(stream, stream.condition))
         out = self.action_out(h, embodiment)
         return rearrange(out, pattern, k=self.config.steps_per_token, **sizes)
 
@@ -427,18 +357,3 @@ def create(config: ModelConfig, seed: int = 0) -> JointDiT:
     """A freshly initialised model. Its kernels carry logical axis names; placing them is `training.sharding`'s work."""
     with nnx.use_eager_sharding(False):
         return JointDiT(config, rngs=nnx.Rngs(seed))
-
-
-def observe(batch: Batch, latents: Array, chunks: int, frames_per_chunk: int, *, drop_text: Array | None = None,
-            drop_state: Array | None = None, drop_history: Array | None = None) -> Observation:  # fmt: skip
-    """The observation of a batch whose clean latents are [B, V, F, P, C] (or only the first frames of them)."""
-    never = jnp.zeros(latents.shape[0], bool)
-    clean = 1 + (chunks - 1) * frames_per_chunk
-    return Observation(
-        latents[:, :, :clean],
-        *(batch[n] for n in ("view_mask", "camera", "video_time", "action_time", "state", "state_mask")),
-        *(batch[n] for n in ("text", "text_mask", "embodiment")),
-        never if drop_text is None else drop_text,
-        never if drop_state is None else drop_state,
-        never if drop_history is None else drop_history,
-    )

@@ -72,7 +72,7 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 
 def sinusoid(sigma: Array, width: int) -> Array:
-    """Sinusoidal embedding [..., width] of 1000 sigma (Vaswani et al. 2017), cosine half first as in released trunks."""
+    """Sinusoidal embedding [..., width] of 1000 sigma (Vaswani et al. 2017), cosines first as in released trunks."""
     half = width // 2
     frequencies = jnp.asarray(10000.0 ** (-np.arange(half) / half), jnp.float32)
     angles = 1000.0 * sigma.astype(jnp.float32)[..., None] * frequencies
@@ -112,8 +112,7 @@ class EmbodimentBank(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Array, embodiment_B: Array) -> Array:
-        """x [B, ..., in] -> [B, ..., out]. One-hot products instead of gathers: cheap for few embodiments and with
-        a backward pass free of scatters."""
+        """x [B, ..., in] -> [B, ..., out], by one-hot products: no scatter in the backward pass."""
         onehot_BE = jax.nn.one_hot(embodiment_B, self.kernel.shape[0], dtype=self.dtype)
         kernel_Bio = jnp.einsum("BE,Eio->Bio", onehot_BE, self.kernel[...].astype(self.dtype))
         bias_Bo = onehot_BE @ self.bias[...].astype(self.dtype)

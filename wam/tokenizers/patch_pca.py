@@ -26,8 +26,11 @@ ARRAYS = ("mean_first", "basis_first", "scale_first", "mean_group", "basis_group
 
 @dataclasses.dataclass(frozen=True)
 class PatchPCA:
-    """Arrays: mean_* [cameras, P, patch pixels], basis_* [patch pixels, C], scale_* [C] (latent = coefficient * scale),
-    gain [2, C] (whitening of latents, for first and later frames)."""
+    """A fitted tokenizer.
+
+    `arrays` holds mean_* [cameras, P, patch pixels], basis_* [patch pixels, C] and scale_* [C] (latent = coefficient
+    * scale) for the first frame and the later groups; `gain` [2, C] whitens the latents of either.
+    """
 
     config: TokenizerConfig
     grid: tuple[int, int]
@@ -105,12 +108,7 @@ class PatchPCA:
 
 
 def fit(config: TokenizerConfig, clips: np.ndarray, camera: np.ndarray, cameras: int) -> PatchPCA:
-    """Fits on clips of 1 + r frames.
-
-    Args:
-      clips: [n, 1 + r, h, w, 3] uint8, from the training stores.
-      camera: [n] index of the camera each clip was filmed with.
-    """
+    """Fits on `clips` [n, 1 + r, h, w, 3] uint8 of the training stores, each filmed by `camera` [n] of `cameras`."""
     r, p = config.frames_per_latent, config.patch
     n, frames, h, w, _ = clips.shape
     if n == 0 or frames != 1 + r:
@@ -121,8 +119,7 @@ def fit(config: TokenizerConfig, clips: np.ndarray, camera: np.ndarray, cameras:
     arrays: dict[str, np.ndarray] = {}
     gains = []
     # With r = 1 first and later frames are the same kind of thing: one basis, so that their latents can be compared.
-    both = (("first", clips[:, :1], 1), ("group", clips[:, 1:], r))
-    for kind, part, group in both:
+    for kind, part in (("first", clips[:, :1]), ("group", clips[:, 1:])):
         if r == 1 and kind == "group":
             arrays |= {f"{name}_group": arrays[f"{name}_first"] for name in ("mean", "basis", "scale")}
             gains.append(gains[0])

@@ -35,7 +35,7 @@ class HashedNgrams:
         if not words:
             return tokens, mask
         pieces = [self._ngrams(word) for word in words]
-        vectors = [sum(pieces, [])] + pieces
+        vectors = [[gram for piece in pieces for gram in piece], *pieces]
         for i, grams in enumerate(vectors[: self.config.tokens]):
             tokens[i], mask[i] = self._hash(grams), True
         return tokens, mask

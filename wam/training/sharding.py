@@ -26,7 +26,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
         raise ValueError(f"mesh.fsdp = {config.fsdp} does not divide the {devices} devices")
     data = devices // config.fsdp if config.data == -1 else config.data
     if data * config.fsdp != devices:
-        raise ValueError(f"mesh data={data} x fsdp={config.fsdp} does not use the {devices} devices; data=-1 takes the rest")
+        raise ValueError(
+            f"mesh data={data} x fsdp={config.fsdp} does not use the {devices} devices; data=-1 takes the rest"
+        )
     return jax.make_mesh((data, config.fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
@@ -49,7 +51,7 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shardings of the whole state from the parameters' (`jit(init)` alone would replicate the moments)."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.tree.map(lambda s: jnp.zeros((), jnp.float32), params)
+    shapes = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
     opt_state = jax.eval_shape(optimizer.init, shapes)
     moments = optax.tree.map_params(
         optimizer, lambda _, sharding: sharding, opt_state, params, transform_non_params=lambda _: everywhere

@@ -11,8 +11,8 @@ from flax import nnx
 from jax import Array
 
 from wam.config import ModelConfig
-from wam.models.joint_dit import JointDiT, create
 from wam.models.dynamics_paths import Constant
+from wam.models.joint_dit import JointDiT, create
 
 
 class TrainState(NamedTuple):

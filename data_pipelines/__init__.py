@@ -1,0 +1,1 @@
+"""Data for world-action models: stores of episodes, windows over them, statistics, mixtures. No device code."""

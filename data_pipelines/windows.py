@@ -1,0 +1,260 @@
+"""Windows: what one training sample sees of a store, in raw units.
+
+A window starts at an anchor, a stored frame that has a future. All anchors are numbered without a list of windows:
+cumulative counts per clip and a binary search. Everything is resampled by seconds: frames at the times the config
+asks for, actions at its rate, whatever the rates of the store are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+
+from data_pipelines.embodiments import get_embodiment
+from data_pipelines.store import ClipStore
+from wam.batch import EmbodimentSpec
+
+_EPS = 1e-3  # of a control step: absorbs the rounding of seconds x rate
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowConfig:
+    """Times and views of a window. T frames, M chunks of K actions, V views."""
+
+    frame_seconds: tuple[float, ...]
+    """T times relative to the anchor, from 0 upwards; T = 1 + M x (frames per chunk)"""
+    action_horizon: int
+    """K"""
+    action_hz: float
+    views: tuple[str, ...]
+    """camera of each of the V slots; a store that lacks one of them fills the slots, from the first, with its own"""
+    cameras: tuple[str, ...]
+    """all cameras of the run, over all sources; the batch field `camera` indexes it"""
+    chunks: int = 1
+    """M; chunk i starts at its observation, the last frame of chunk i - 1 (of the first frame alone for i = 0)"""
+
+    def __post_init__(self):
+        times = self.frame_seconds
+        if not times or times[0] != 0 or any(b <= a for a, b in itertools.pairwise(times)):
+            raise ValueError(f"frame_seconds must start at 0 and increase, got {times}")
+        if self.chunks < 1 or (len(times) - 1) % self.chunks:
+            raise ValueError(
+                f"{len(times)} frames do not make one first frame and {self.chunks} chunks of equal length: "
+                "frames must be 1 + chunks * n"
+            )
+        if self.chunks > 1 and len(times) == 1:
+            raise ValueError(f"{self.chunks} chunks need frames of their own, frame_seconds has only the first frame")
+        if self.action_horizon < 1 or self.action_hz <= 0:
+            raise ValueError(f"action_horizon and action_hz must be positive: {self.action_horizon}, {self.action_hz}")
+        if not self.views:
+            raise ValueError("a window needs one view at least")
+        if unknown := [view for view in self.views if view not in self.cameras]:
+            raise ValueError(f"views {unknown} are not in the run's camera table {self.cameras}")
+
+    @property
+    def observation_frames(self) -> np.ndarray:
+        """int [M]: index of the frame at which each chunk starts."""
+        return np.arange(self.chunks) * ((len(self.frame_seconds) - 1) // self.chunks)
+
+    @property
+    def observation_seconds(self) -> np.ndarray:
+        """f64 [M]: time at which each chunk starts."""
+        return np.asarray(self.frame_seconds)[self.observation_frames]
+
+    @property
+    def tolerance(self) -> float:
+        """Seconds by which a frame may be older than its nominal time: half the smallest spacing."""
+        return float(np.diff(self.frame_seconds).min()) / 2 if len(self.frame_seconds) > 1 else 0.0
+
+
+class Windows:
+    """Random access to all windows of a store; picklable, thread-safe.
+
+    `self[i]` is a dict in raw units (A and S are the robot's own dims; 0 for action-free video):
+
+        frames         uint8 [V, T, h, w, 3]   zeros in masked views; the last real frame repeats past the end
+        frame_mask     bool [T]                is there a frame for this time before the episode ends?
+        view_mask      bool [V]
+        camera         int32 [V]               index into `config.cameras`
+        video_time     f32 [T]                 nominal seconds relative to the anchor
+        action_time    f32 [M, K]
+        state          f32 [M, S]              at the start of each chunk; the last one repeats past the end
+        state_mask     bool [M]
+        action         f32 [M, K, A]           past the end: zero for deltas, else the latest value, always masked
+        action_mask    bool [M, K]
+        imitate        bool [M]                there are real steps and all of them may be copied
+        instruction    str
+        window         int                     i
+
+    A store faster than `action_hz` is grouped: deltas add up, other kinds take the group's last value. Actions of kind
+    "relative" are stored as targets; here the state dimension of the same name at the chunk's start is subtracted.
+
+    Raises:
+        ValueError: the store's rates, dims, cameras or clip overlap cannot serve the config; the sentence says which.
+    """
+
+    def __init__(self, store: ClipStore, config: WindowConfig, embodiment: EmbodimentSpec | None = None):
+        self.store, self.config = store, config
+        manifest, name = store.manifest, store.directory
+        self.embodiment = embodiment or get_embodiment(manifest["embodiment"])
+        for what in ("state_dim", "action_dim"):
+            if manifest[what] != getattr(self.embodiment, what):
+                raise ValueError(
+                    f"{name} has {what} {manifest[what]}, its embodiment {self.embodiment.name!r} declares "
+                    f"{getattr(self.embodiment, what)}"
+                )
+        self.control_hz = hz = float(manifest["control_hz"])
+        self._has_action = manifest["action_dim"] > 0
+        ratio = hz / config.action_hz
+        self._group = max(1, round(ratio))  # control steps per action of a window
+        if self._has_action and abs(ratio - self._group) > 1e-6:
+            raise ValueError(f"{name} is controlled at {hz} Hz, which is no multiple of action_hz {config.action_hz}")
+        self._tolerance = config.tolerance * hz + _EPS  # control steps
+        self._period = hz / manifest["fps"]  # control steps between stored frames
+        self._frame_offset = np.asarray(config.frame_seconds) * hz  # control steps, fractional
+        self._chunk_offset = np.floor(config.observation_seconds * hz + _EPS).astype(np.int64)
+        kinds = np.array(self.embodiment.action_kinds, dtype=object)
+        self._is_delta, self._is_relative = kinds == "delta", kinds == "relative"
+        relative = [n for n, k in zip(self.embodiment.action_names, self.embodiment.action_kinds) if k == "relative"]
+        if unknown := sorted(set(relative) - set(self.embodiment.state_names)):
+            raise ValueError(f"relative actions {unknown} of {self.embodiment.name!r} need state dims of the same name")
+        self._reference = [self.embodiment.state_names.index(action) for action in relative]
+        self._cameras, self._camera, self._view_mask = self._assign_views(manifest["cameras"])
+        self._times = {
+            "video_time": np.asarray(config.frame_seconds, np.float32),
+            "action_time": np.asarray(
+                config.observation_seconds[:, None] + np.arange(config.action_horizon) / config.action_hz, np.float32
+            ),
+        }
+        self._ends = np.cumsum(self._count_anchors())
+
+    def _assign_views(self, own: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+        config = self.config
+        chosen = list(config.views) if set(config.views) <= set(own) else own[: len(config.views)]
+        if unknown := [camera for camera in chosen if camera not in config.cameras]:
+            raise ValueError(f"{self.store.directory}: add its cameras {unknown} to the run's cameras {config.cameras}")
+        mask = np.arange(len(config.views)) < len(chosen)
+        camera = np.zeros(len(config.views), np.int32)
+        camera[mask] = [config.cameras.index(name) for name in chosen]
+        return chosen, camera, mask
+
+    def _count_anchors(self) -> np.ndarray:
+        """int64 [C]: the first so many frames of each clip are anchors. Also checks rates and reach of every clip."""
+        index, config, name = self.store.index, self.config, self.store.directory
+        reach = self._frame_offset[-1]
+        if self._has_action:
+            reach = max(reach, self._chunk_offset[-1] + config.action_horizon * self._group)
+        counts = np.zeros(len(index.start), np.int64)
+        for i, is_last in enumerate(index.is_last):
+            steps = index.frame_step[i].astype(np.int64)
+            anchors = steps[: index.anchors[i, 1]]
+            if not is_last and anchors[-1] + reach > index.steps[i] + _EPS:
+                raise ValueError(
+                    f"{name}: a window reaches {reach / self.control_hz:.3g} s past its anchor, but clips overlap by "
+                    f"{self.store.manifest['overlap_steps'] / self.control_hz:.3g} s only: write it with more overlap"
+                )
+            target = anchors[:, None] + self._frame_offset  # [anchors, T]
+            _, age, real = self._frames_at(i, target)
+            if (unserved := (age > self._tolerance) & (target < steps[-1])).any():
+                offset = config.frame_seconds[int(unserved.any(0).argmax())]
+                raise ValueError(
+                    f"{name} stores {self.store.manifest['fps']:.3g} frames a second, too few for a frame at "
+                    f"{offset} s within {config.tolerance:.3g} s"
+                )
+            if self._has_action:
+                usable = anchors + self._group <= index.steps[i]
+            else:
+                usable = real[:, 1:].any(axis=1)
+            counts[i] = usable.sum()
+        return counts
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """(clip, control step within the clip) of window i."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"window {i} of {len(self)}")
+        clip = int(np.searchsorted(self._ends, i, side="right"))
+        frame = int(i) - (int(self._ends[clip - 1]) if clip else 0)
+        return clip, int(self.store.index.frame_step[clip][frame])
+
+    def meta(self, i: int) -> dict:
+        """The episode's meta plus `start_step`, the anchor's control step in the episode; decodes nothing."""
+        clip, step = self.locate(i)
+        return self.store.index.meta[clip] | {"start_step": int(self.store.index.start[clip]) + step}
+
+    def _frames_at(self, clip: int, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For times `target` in (fractional) control steps of the clip, any shape, each of that shape:
+
+        the stored frame at or before it, its age at that time in steps, and whether it can stand for that time: past
+        the end of the episode, and where the next frame would have been due, no frame can.
+        """
+        steps = self.store.index.frame_step[clip]
+        frames = np.searchsorted(steps, target + _EPS, side="right") - 1
+        age = target - steps[frames]
+        end = min(steps[-1] + self._period - 2 * _EPS, self.store.index.steps[clip])
+        return frames, age, (target <= end + _EPS) & (age <= self._tolerance)
+
+    def low_dim(self, i: int) -> dict[str, np.ndarray]:
+        """State, action, their masks and imitate of window i; decodes no image."""
+        clip, anchor = self.locate(i)
+        M, K, group = self.config.chunks, self.config.action_horizon, self._group
+        start = anchor + self._chunk_offset
+        if not self._has_action:
+            return {
+                "state": np.zeros((M, 0), np.float32),
+                "state_mask": np.zeros(M, np.bool_),
+                "action": np.zeros((M, K, 0), np.float32),
+                "action_mask": np.zeros((M, K), np.bool_),
+                "imitate": np.zeros(M, np.bool_),
+            }
+        state, action, imitate = self.store.low_dim(clip)
+        N = len(action)
+        first = start[:, None] + np.arange(K) * group  # [M, K] first control step of each group
+        steps = first[..., None] + np.arange(group)  # [M, K, group]
+        mask = steps[..., -1] < N
+        inside = np.minimum(steps, N - 1)
+        grouped = action[inside]  # [M, K, group, A]
+        observed = state[np.minimum(start, N)]
+        latest = grouped[:, :, -1]
+        latest[..., self._is_relative] -= observed[:, None, self._reference]
+        return {
+            "state": observed,
+            "state_mask": start <= N,
+            "action": np.where(self._is_delta, grouped.sum(2) * mask[..., None], latest),
+            "action_mask": mask,
+            "imitate": mask[:, 0] & (imitate[inside].all(2) | ~mask).all(1),
+        }
+
+    def frame_state(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """(state at each frame's nominal time [T, S], is that time inside the episode [T]); decodes no image."""
+        clip, anchor = self.locate(i)
+        state, step = self.store.low_dim(clip)[0], anchor + np.floor(self._frame_offset + _EPS).astype(np.int64)
+        return state[np.minimum(step, len(state) - 1)], step < len(state)
+
+    def __getitem__(self, i: int) -> dict:
+        clip, anchor = self.locate(i)
+        frames, _, frame_mask = self._frames_at(clip, anchor + self._frame_offset)
+        h, w = self.store.manifest["image_size"]
+        images = np.zeros((len(self.config.views), len(frames), h, w, 3), np.uint8)
+        for view, camera in enumerate(self._cameras):
+            images[view] = self.store.frames(clip, camera, frames)
+        return {
+            "frames": images,
+            "frame_mask": frame_mask,
+            "view_mask": self._view_mask,
+            "camera": self._camera,
+            **self._times,
+            **self.low_dim(i),
+            "instruction": self.store.index.meta[clip]["instruction"],
+            "window": int(i),
+        }
+
+    @functools.cached_property
+    def facts(self) -> dict:
+        """JSON-able: all that decides the content of the windows."""
+        return {"store": self.store.hash, "config": dataclasses.asdict(self.config), "windows": len(self)}

@@ -1,0 +1,23 @@
+"""Simulators, one adapter a file. A simulator's package is imported only when an environment is built."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from wam.envs import metaworld
+
+
+def env_factory(name: str, render: Mapping[str, Any], max_steps: int = 500) -> Callable[..., metaworld.MetaWorldEnv]:
+    """`make_env(task, cameras)` of the simulator `name`, picklable, so that worker processes can be given it.
+
+    `render` holds the simulator's render settings. Raises ValueError for an unknown simulator or setting.
+    """
+    if name != "metaworld":
+        raise ValueError(f"unknown simulator {name!r}; there is: metaworld")
+    try:
+        config = metaworld.RenderConfig(**render)
+    except TypeError as error:
+        raise ValueError(f"render settings of {name!r}: {error}") from None
+    return functools.partial(metaworld.MetaWorldEnv, render=config, max_steps=max_steps)

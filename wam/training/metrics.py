@@ -1,0 +1,90 @@
+"""Metrics of a run: averages per term, mode, source and sigma bin; sinks: terminal, JSONL, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from wam.diffusion.modes import MODE_NAMES
+
+
+class Averages:
+    """Adds up the step metrics of `training.step`, so that each average is over all elements since the last reset."""
+
+    def __init__(self, sources: Sequence[str]):
+        self.sources = list(sources)
+        self.reset()
+
+    def reset(self) -> None:
+        self.steps = 0
+        self.scalars: dict[str, float] = {}
+        self.terms: Any = None
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        metrics = jax.device_get(metrics)
+        self.steps += 1
+        for name in ("loss", "grad_norm"):
+            if name in metrics:
+                self.scalars[name] = self.scalars.get(name, 0.0) + float(metrics[name])
+        terms = metrics["terms"]
+        self.terms = terms if self.terms is None else jax.tree.map(np.add, self.terms, terms)
+
+    def summary(self) -> dict[str, float]:
+        """Flat {name: mean}; a name into which no element fell is left out."""
+        out = {name: value / self.steps for name, value in self.scalars.items()}
+        for term, groups in (self.terms or {}).items():
+            for group, sums in groups.items():
+                if group == "all":
+                    if sums[1] > 0:
+                        out[term] = float(sums[0] / sums[1])
+                    continue
+                names = {"mode": MODE_NAMES, "source": self.sources}.get(group) or [str(i) for i in range(len(sums))]
+                for name, (error, count) in zip(names, sums, strict=True):
+                    if count > 0:
+                        out[f"{term}/{group}/{name}"] = float(error / count)
+        return out
+
+
+class Writer:
+    """Appends rows to `metrics.jsonl` and TensorBoard event files under `workdir`."""
+
+    def __init__(self, workdir: Path):
+        from tensorboardX import SummaryWriter
+
+        self.start = time.monotonic()
+        self.file = (workdir / "metrics.jsonl").open("a", buffering=1)
+        self.board = SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        seconds = round(time.monotonic() - self.start, 3)
+        self.file.write(json.dumps({"step": step, "seconds": seconds, "split": split, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def truncate_metrics(workdir: Path, step: int) -> None:
+    """Drops rows after `step`: a resumed run continues from its checkpoint and would write them again."""
+    path = workdir / "metrics.jsonl"
+    if path.exists():
+        rows = [row for row in path.read_text().splitlines() if row and json.loads(row)["step"] <= step]
+        path.write_text("".join(row + "\n" for row in rows))
+
+
+def drawn(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Sums the `drawn/<source>` counts of training rows."""
+    totals: dict[str, int] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith("drawn/"):
+                totals[name.removeprefix("drawn/")] = totals.get(name.removeprefix("drawn/"), 0) + int(value)
+    return totals
