@@ -86,6 +86,7 @@ a:hover { text-decoration: underline; }
 table { margin: 10px 0 20px; border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
 thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; vertical-align: bottom; }
 th, td { padding: 5px 22px 5px 0; text-align: right; white-space: nowrap; }
+th:last-child, td:last-child { padding-right: 0; }
 th:first-child { text-align: left; }
 tbody th { font-weight: 400; }
 tbody tr { border-bottom: 1px solid var(--rule); }

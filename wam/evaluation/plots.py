@@ -101,23 +101,29 @@ def plot_rollout(
         raise ValueError(f"plot_rollout needs videos of one shape and a time for each frame: {shapes}, {len(seconds)} times")
     frames = np.unique(np.linspace(0, len(seconds) - 1, min(columns, len(seconds))).round().astype(int))
     height, width = next(iter(videos.values())).shape[1:3]
-    cell = min((WIDTH - 0.5) / len(frames), 2.0)
-    figure = Figure(
-        figsize=(cell * len(frames) + 0.5, len(videos) * (cell * height / width + 0.18) + 0.2), layout="constrained"
-    )
-    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)  # type: ignore[union-attr]
-    axes = figure.subplots(len(videos), len(frames), squeeze=False)
-    for row, (label, video) in zip(axes, videos.items(), strict=True):
-        for ax, frame in zip(row, frames, strict=True):
-            ax.imshow(video[frame], interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
+    # One picture in one axes: as many axes as frames take seconds to lay out. Units are pixels of the videos.
+    gap, below = width // 24 + 1, width // 6 + 1
+    pitch_x, pitch_y = width + gap, height + below
+    canvas = np.full((len(videos) * pitch_y - below, len(frames) * pitch_x - gap, 3), 255, np.uint8)
+    scale = min((WIDTH - 0.3) / canvas.shape[1], 2.0 / width)
+    wide, high = scale * canvas.shape[1], scale * canvas.shape[0]
+    total_wide, total_high = wide + 0.3, high + 0.4
+    figure = Figure(figsize=(total_wide, total_high))
+    ax = figure.add_axes((0.28 / total_wide, 0.2 / total_high, wide / total_wide, high / total_high))
+    for row, (label, video) in enumerate(videos.items()):
+        top = row * pitch_y
+        ax.text(-gap, top + height / 2, label, rotation=90, ha="right", va="center", fontweight="bold")
+        for column, frame in enumerate(frames):
+            left = column * pitch_x
+            canvas[top : top + height, left : left + width] = video[frame]
             if reference in videos and label != reference:
                 value = psnr(video[frame], videos[reference][frame])
-                ax.set_xlabel("equal" if np.isinf(value) else f"{value:.1f} dB", labelpad=2, fontsize=8, color=GREY)
-        row[0].set_ylabel(label, fontweight="bold")
-    for ax, frame in zip(axes[0], frames, strict=True):
-        ax.set_title(f"{seconds[frame]:.2f} s", loc="center", fontweight="normal", fontsize=8.5, pad=3)
+                said = "equal" if np.isinf(value) else f"{value:.1f} dB"
+                ax.text(left + width / 2, top + height + 1, said, ha="center", va="top", fontsize=8, color=GREY)
+    for column, frame in enumerate(frames):
+        ax.text(column * pitch_x + width / 2, -gap, f"{seconds[frame]:.2f} s", ha="center", va="bottom", fontsize=8.5)
+    ax.imshow(canvas, interpolation="nearest", aspect="auto")
+    ax.set_axis_off()
     return figure
 
 
@@ -206,7 +212,7 @@ def _curves(ax: Axes, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str]
     for (label, key), color in zip(keys.items(), colors, strict=False):
         step, value = _series(rows, key, "train")
         ax.plot(step, value, color=color, lw=0.6, alpha=0.25)
-        ax.plot(step, _smooth(value), color=color, lw=1.5, label=label)
+        ax.plot(step, value if key == "learning_rate" else _smooth(value), color=color, lw=1.5, label=label)
         step, held_out = _series(rows, key, "validation")
         ax.plot(step, held_out, "o--", color=color, ms=3.5, lw=0.8, mfc="white", mew=1.1)
         positive &= bool((value > 0).all() and (held_out > 0).all())
@@ -273,7 +279,7 @@ def plot_success(closed_loop: Mapping[str, Any]) -> Figure:
     shown = [name for name in POLICIES if name in closed_loop]
     tasks = list(dict.fromkeys(task for name in shown for task in closed_loop[name].get("tasks", {})))
     lines = ["all tasks", *tasks]
-    figure = Figure(figsize=(WIDTH, 0.16 * len(lines) * (1 + len(shown)) + 0.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.12 * len(lines) * (1.5 + len(shown)) + 0.8), layout="constrained")
     ax = figure.subplots()
     for offset, name in zip(np.linspace(-0.32, 0.32, len(shown)), shown, strict=True):
         label, color, marker = POLICIES[name]
@@ -344,9 +350,10 @@ def plot_mixture(mixture: Mapping[str, Any]) -> Figure:
     right.set_yticks(range(len(modes)), list(modes))
     right.set(xlabel="share of the samples", title="Modes")
     right.margins(x=0.15)
+    right.xaxis.set_major_locator(MaxNLocator(5))
     for ax in (left, right):
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure

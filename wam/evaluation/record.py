@@ -124,11 +124,11 @@ def summary_table(run: RunRecord) -> str:
         lines.append("-" * (24 + width * len(columns)))
 
     def line(name: str, cells: list[str], width: int) -> None:
-        lines.append(f"{name:24.24s}" + "".join(f"{cell:>{width}s}" for cell in cells))
+        lines.append((f"{name:24.24s}" + "".join(f"{cell:>{width}s}" for cell in cells)).rstrip())
 
     if closed := metrics.get("closed_loop"):
         shown = [name for name in POLICY_NAMES if name in closed]
-        heading("success % [95 % interval]", [POLICY_NAMES[name] for name in shown], 15)
+        heading("success %, 95 % interval", [POLICY_NAMES[name] for name in shown], 15)
         for task in run.tasks():
             line(task, [percent(closed[name].get("tasks", {}).get(task)) for name in shown], 15)
         line("all tasks", [percent(closed[name]) for name in shown], 15)

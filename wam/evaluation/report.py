@@ -66,11 +66,11 @@ def _tiles(run: RunRecord) -> Html:
     metrics = run.metrics
     if policy := metrics.get("closed_loop", {}).get("policy"):
         low, high = policy["ci95"]
-        solved = f"{policy['successes']} of {policy['episodes']} episodes, 95 % interval {100 * low:.0f} to {100 * high:.0f} %"
-        tiles.append(("success, policy mode", f"{100 * policy['success']:.0f} %", solved))
+        solved = f"{policy['successes']} of {policy['episodes']} episodes; interval {100 * low:.0f} to {100 * high:.0f}\u00a0%"
+        tiles.append(("success, policy mode", f"{100 * policy['success']:.0f}\u00a0%", solved))
     for kind, dynamics in metrics.get("forward_dynamics", {}).items():
         gain = dynamics["moving"]["true"] - dynamics["moving"]["shuffled"]
-        tiles.append((f"action gain, {kind} data", f"{gain:+.1f} dB", "moving region, true against shuffled actions"))
+        tiles.append((f"action gain, {kind}", f"{gain:+.1f}\u00a0dB", "moving region, true over shuffled actions"))
     if inverse := metrics.get("inverse_dynamics", {}).get("expert"):
         tiles.append(("inverse dynamics", f"{inverse['r2']:.2f}", f"R² on expert data; {inverse['r2_wrong_video']:.2f} with a wrong video"))  # fmt: skip
     if train := metrics.get("train"):
@@ -95,15 +95,15 @@ def _closed_loop(run: RunRecord, budget: Budget) -> Html:
     ]
     if absent := [POLICY_NAMES[name] for name in POLICY_NAMES if name not in closed]:
         parts.append(note(f"Not evaluated in this run: {', '.join(absent)}."))
-    parts.append(figure(figure_uri(plots.plot_success(closed)), "The same figures.", alt="Success per task with intervals"))
-    hz, names = _control_hz(run), None
+    parts.append(figure(figure_uri(plots.plot_success(closed)), "Success with 95 % Wilson intervals.", alt="Success per task with intervals"))
+    hz = _control_hz(run)
     for mode, said in MODE_TEXT.items():
         episodes = run.episodes(mode)
         parts.append(tag("h3", f"Episodes in {said}"))
         if not episodes:
             parts.append(note(f"No recorded episodes in {said} in this run."))
             continue
-        parts += [_episode_videos(episodes, hz, budget), *_episode_figures(mode, episodes, hz, names, budget)]
+        parts += [_episode_videos(episodes, hz, budget), *_episode_figures(mode, episodes, hz, budget)]
     return join(parts)
 
 
@@ -160,7 +160,7 @@ def _episode_videos(episodes: Mapping[str, Mapping[str, np.ndarray]], hz: float 
 
 
 def _episode_figures(
-    mode: str, episodes: Mapping[str, Mapping[str, np.ndarray]], hz: float | None, names: None, budget: Budget
+    mode: str, episodes: Mapping[str, Mapping[str, np.ndarray]], hz: float | None, budget: Budget
 ) -> list[Html]:
     """Film strip (joint mode) and action traces of the first task."""
     task, episode = next(iter(episodes.items()))
@@ -198,7 +198,8 @@ def _world_model(run: RunRecord, budget: Budget) -> Html:
     windows = ", ".join(f"{result['windows']} {kind}" for kind, result in results.items() if "windows" in result)
     parts = [
         tag("p", "Held-out windows predicted from one observation under the true actions, under those of another window "
-            "of the same task, and under none, beside a copy of the last frame and the tokenizer's own reconstruction. "
+            "of the same task, and under zeros, beside a copy of the last frame and the tokenizer's own reconstruction. "
+            "Moving region: pixels that change by more than a tenth of the range. "
             "Win rate: share of windows whose moving region is better under the true actions than under shuffled ones."),  # fmt: skip
         table(["PSNR and SSIM, mean over frames", *CASE_NAMES.values(), "win rate"], rows),
         note(f"Windows: {windows or 'not recorded'}. Tokenizer: {number(run.metrics.get('tokenizer', {}).get('psnr'), 1)} dB."),
