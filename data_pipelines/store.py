@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import threading
+from collections.abc import Sequence
 from typing import Self
 
 import msgpack
@@ -244,8 +245,8 @@ class _Images:
 class ClipStore:
     """Random access to the clips of a finished store; read only, thread-safe, picklable.
 
-    Opening checks the manifest, the sizes and the record counts; `verify` also checks the hashes. Shards are opened
-    on first use, once a process. Images are decoded on first use and kept, clip-wise least recently used first out,
+    Opening checks the manifest and the sizes, the first read of a shard its record count, the first use of the index
+    its hash; `verify` checks all hashes. Shards are opened on first use, once a process. Images are decoded on first use and kept, clip-wise least recently used first out,
     within `cache_bytes`.
 
     Raises:
@@ -326,19 +327,20 @@ class ClipStore:
         """State [steps+1, S], action [steps, A] (None without actions) and imitate [steps] of clip i, no images."""
         return self.index.state[i], self.index.action[i], self.index.imitate[i]
 
-    def frames(self, i: int, camera: str, frames) -> np.ndarray:
-        """Frames [n] of clip i of one camera as uint8 [n, h, w, 3]; decodes no others."""
-        if camera not in self.manifest["cameras"]:
-            raise ValueError(f"{self.directory} has no camera {camera!r}, only {self.manifest['cameras']}")
-        return self._images(i).get(camera, np.asarray(frames, np.int64))
+    def frames(self, i: int, cameras: Sequence[str], frames) -> np.ndarray:
+        """Frames [n] of clip i of the given V cameras as uint8 [V, n, h, w, 3]; decodes no others."""
+        if unknown := sorted(set(cameras) - set(self.manifest["cameras"])):
+            raise ValueError(f"{self.directory} has no cameras {unknown}, only {self.manifest['cameras']}")
+        images, frames = self._images(i), np.asarray(frames, np.int64)
+        return np.stack([images.get(camera, frames) for camera in cameras])
 
     def __getitem__(self, i: int) -> Clip:
         if not 0 <= i < len(self):
             raise IndexError(f"clip {i} of a store of {len(self)} clips")
         index, state_action_imitate = self.index, self.low_dim(i)
-        every = np.arange(len(index.frame_step[i]))
+        cameras = self.manifest["cameras"]
         return Clip(
-            {camera: self.frames(i, camera, every) for camera in self.manifest["cameras"]},
+            dict(zip(cameras, self.frames(i, cameras, np.arange(len(index.frame_step[i]))), strict=True)),
             index.frame_step[i],
             *state_action_imitate,
             meta=index.meta[i],

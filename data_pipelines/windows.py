@@ -241,8 +241,7 @@ class Windows:
         frames, _, frame_mask = self._frames_at(clip, anchor + self._frame_offset)
         h, w = self.store.manifest["image_size"]
         images = np.zeros((len(self.config.views), len(frames), h, w, 3), np.uint8)
-        for view, camera in enumerate(self._cameras):
-            images[view] = self.store.frames(clip, camera, frames)
+        images[self._view_mask] = self.store.frames(clip, self._cameras, frames)
         return {
             "frames": images,
             "frame_mask": frame_mask,

@@ -11,10 +11,11 @@ from __future__ import annotations
 import collections
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.collect.collect import CollectConfig, CollectionError, collect
+from experiments import cli
 from wam.envs import env_factory
 from wam.envs.metaworld import SPLIT_SEEDS
 
@@ -37,13 +38,17 @@ def collect_config(config: ConfigDict) -> CollectConfig:
 
 def table(result: dict) -> str:
     """One line for every task of every store."""
-    lines = [f"{'store':18s} {'task':26s} {'episodes':>8s} {'solved':>6s} {'steps':>6s} {'imitate':>7s} {'images':>6s} {'MB':>6s}"]
+    lines = [
+        f"{'store':18s} {'task':26s} {'episodes':>8s} {'solved':>6s} {'steps':>6s} {'imitate':>7s} {'images':>6s} {'MB':>6s}"
+    ]
     totals: collections.Counter = collections.Counter()
     for row in result["rows"]:
         totals.update({key: row[key] for key in ("episodes", "successes", "steps", "imitate_steps", "images", "bytes")})
         lines.append(_line(f"{row['split']}/{row['source']}", row["task"], row))
     lines.append(_line("all", "", totals))
-    lines.append(f"{result['shards']['made']} shards made, {result['shards']['found']} found, {result['seconds']:.0f} s")
+    lines.append(
+        f"{result['shards']['made']} shards made, {result['shards']['found']} found, {result['seconds']:.0f} s"
+    )
     return "\n".join(lines)
 
 
@@ -61,7 +66,9 @@ def main(argv: list[str]) -> None:
     try:
         sim = config.get("sim", ConfigDict()).to_dict()
         make_env = env_factory(sim.get("name"), sim.get("render", {}))
-        result = collect(_OUT.value, collect_config(config), make_env, {"name": sim["name"], "render": sim.get("render", {})})
+        result = collect(
+            _OUT.value, collect_config(config), make_env, {"name": sim["name"], "render": sim.get("render", {})}
+        )
     except (ValueError, OSError, ImportError, RuntimeError, CollectionError) as error:
         sys.exit(f"collect: {error}")
     print(table(result))
@@ -69,4 +76,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "out"])
-    app.run(main)
+    cli.run(main)

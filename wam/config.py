@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from wam.batch import BatchSpec
@@ -171,13 +172,19 @@ class TextConfig:
 class ObjectiveConfig:
     """Which modes are trained how often, and the weight of every loss term."""
 
-    modes: tuple[tuple[str, float], ...] = (
-        ("joint", 0.3),
-        ("forward", 0.4),
-        ("inverse", 0.3),
-        ("video", 0.1),
+    modes: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {
+            "joint": 0.3,
+            "async": 0.0,
+            "independent": 0.0,
+            "policy": 0.0,
+            "forward": 0.4,
+            "inverse": 0.3,
+            "video": 0.0,
+        }
     )
-    """(mode, weight); per sample the weights are renormalised over the modes its data allows."""
+    """Weight of each mode; per sample they are renormalised over the modes its data allows. Without a weight on
+    `video`, samples without actions still train it."""
     policy_draws: int = 4
     """Extra noise draws of the action chunk per sample in policy mode, sharing the context pass; 0 disables."""
     video_weight: float = 1.0
@@ -227,7 +234,11 @@ class TrainConfig:
 
 
 NAMED_SIZES: dict[str, dict[str, int]] = {
-    name: dict(zip(("depth", "heads", "head_dim", "video_width", "video_mlp", "action_width", "action_mlp"), sizes))
+    name: dict(
+        zip(
+            ("depth", "heads", "head_dim", "video_width", "video_mlp", "action_width", "action_mlp"), sizes, strict=True
+        )
+    )
     for name, sizes in {
         "debug": (2, 2, 16, 32, 64, 16, 32),
         "tiny": (3, 4, 32, 128, 512, 128, 512),
@@ -236,3 +247,13 @@ NAMED_SIZES: dict[str, dict[str, int]] = {
     }.items()
 }
 """Keyword arguments of `ModelConfig`. `small` is about 130M parameters; `base` has the shape of Wan 2.1 1.3B."""
+
+DERIVED = ("grid", "latent_channels", "latent_frames", "frames_per_latent", "views", "cameras", "latent_rate", "chunks",
+           "action_horizon", "action_dim", "state_dim", "embodiments", "text_dim")  # fmt: skip
+"""Fields of `ModelConfig` that the data and the tokenizer decide."""
+
+
+def model_options() -> dict[str, Any]:
+    """The fields of `ModelConfig` that neither the data nor a named size decides, with their defaults."""
+    taken = {*DERIVED, *NAMED_SIZES["tiny"]}
+    return {name: value for name, value in to_dict(ModelConfig()).items() if name not in taken}

@@ -55,7 +55,7 @@ class CollectConfig:
     """Control steps from one stored frame to the next."""
     perturb: bool = True
     """Disturb the experts of the source expert (`scripted.Perturbation`)."""
-    expert_max_steps: int = 300
+    expert_max_steps: int = 200
     """An expert that has not succeeded by then has failed: its episode is kept, but not to be imitated."""
     after_success: int = 24
     play_steps: int = 96
@@ -196,21 +196,20 @@ def _check_space(root: pathlib.Path, config: CollectConfig, image_shape: Sequenc
         )
 
 
-def _claim(root: pathlib.Path, identity: dict) -> None:
-    """Marks `root` as this collection's; ValueError if it holds another one."""
-    root.mkdir(parents=True, exist_ok=True)
+def _check_same(root: pathlib.Path, identity: Mapping[str, Mapping]) -> None:
+    """Raises ValueError unless `root` is new, empty, or holds a collection of the same `identity`."""
     path = root / "collection.json"
     if not path.exists():
-        if any(root.iterdir()):
+        if root.exists() and any(root.iterdir()):
             raise ValueError(f"{root} is neither empty nor a collection: choose another directory")
-        _write_json(path, identity)
+        return
     before = json.loads(path.read_text())
     for part, now in identity.items():
-        for key in sorted(set(now) | set(before.get(part, {}))):
-            was, is_now = before.get(part, {}).get(key), now.get(key)
-            if was != is_now:
+        for key in sorted(set(now) | set(before[part])):
+            was, wanted = before[part].get(key), now.get(key)
+            if was != wanted:
                 raise ValueError(
-                    f"{root} was collected with {part}.{key} = {was}, now it is {is_now}: choose another directory"
+                    f"{root} was collected with {part}.{key} = {was}, now it is {wanted}: choose another directory"
                 )
 
 
@@ -238,16 +237,22 @@ def collect(root, config: CollectConfig, make_env: MakeEnv, simulator: Mapping[s
     start = time.perf_counter()
     root = pathlib.Path(root)
     identity = {"config": config.to_json(), "simulator": json.loads(json.dumps(simulator))}
-    _claim(root, identity)
+    _check_same(root, identity)
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(config.processes, mp_context=context) as pool:
+    pool = concurrent.futures.ProcessPoolExecutor(config.processes, mp_context=context)
+    try:
         sampled = [pool.submit(_sample_layouts, config, make_env, task) for task in config.tasks]
         layouts, image_shapes = zip(*(future.result() for future in sampled))
         layouts = dict(zip(config.tasks, layouts))
+        root.mkdir(parents=True, exist_ok=True)
         _check_space(root, config, image_shapes[0])
+        if not (root / "collection.json").exists():
+            _write_json(root / "collection.json", identity)
         jobs = _jobs(config, layouts)
         todo = [job for job in jobs if job.shard not in finished_shards(job.store(root))]
         seconds = _run_all(pool, root, config, make_env, jobs, todo)
+    finally:
+        pool.shutdown(cancel_futures=True)
     rows = []
     for split, source, _ in config.sources():
         meta = identity | {"split": split, "source": source, "layout_seeds": dict(config.layout_seeds)}

@@ -167,12 +167,14 @@ def test_images_are_decoded_once_and_only_when_asked_for(episode, write_store, m
     store = write_store([episode("a", 40)])
     _ = store.index, store.low_dim(0)
     assert not decoded
-    threads = [threading.Thread(target=store.frames, args=(0, "corner", [1, 2, 2])) for _ in range(4)]
+    threads = [threading.Thread(target=store.frames, args=(0, ["corner"], [1, 2, 2])) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(decoded) == 2
+    with pytest.raises(ValueError, match=r"no cameras \['back'\]"):
+        store.frames(0, ["back"], [1])
     _ = store[0], store[0]
     assert len(decoded) == 12  # 6 frames x 2 cameras
 

@@ -82,7 +82,8 @@ def test_two_chunks(episode, write_store, config):
 
 def test_resampling_by_seconds(episode, write_store, config):
     """A store of 20 frames and 80 actions a second serves 10 frames and 20 actions a second."""
-    episodes = [episode("a", 90, stride=4), episode("b", 21, stride=4)]
+    stops = np.arange(21) < 20  # the last step, not to be copied, is no whole group: it decides nothing
+    episodes = [episode("a", 90, stride=4), episode("b", 21, stride=4, imitate=stops)]
     windows = Windows(write_store(episodes), config(action_horizon=4, action_hz=20.0))
     assert_windows_match(windows, episodes, stride=4, group=4)
     assert np.allclose(windows[0]["action"][0, 1, :3], episodes[0].action[4:8, :3].sum(0))  # deltas add up

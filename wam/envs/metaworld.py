@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -137,10 +138,6 @@ class MetaWorldEnv:
         self.cameras = tuple(cameras)
         self.max_steps = max_steps
         self._renderer: mujoco.Renderer | None = None
-        if self.cameras:
-            # Both are read once, at the first import of mujoco and at the first drawing: hence before `_make_env`.
-            os.environ.setdefault("MUJOCO_GL", "egl")
-            os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa on a CPU: small images are faster without its threads
         self._env = _make_env(task)
         self._env.max_path_length = np.inf  # the limit is `max_steps`
         self._expert = _make_expert(task)
@@ -218,7 +215,9 @@ class MetaWorldEnv:
         """
         self._current()
         if self._steps >= self.max_steps:
-            raise RuntimeError(f"task {self.task!r}: the episode is over after {self.max_steps} steps, call reset(layout)")
+            raise RuntimeError(
+                f"task {self.task!r}: the episode is over after {self.max_steps} steps, call reset(layout)"
+            )
         action = np.clip(np.asarray(action, np.float32), -1, 1)
         self._observation, _, _, _, info = self._env.step(action)
         self._steps += 1
@@ -258,13 +257,30 @@ class MetaWorldEnv:
 
 
 def _import_metaworld():
+    # Both are read once: at the first import of mujoco, and at the first drawing.
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa without a GPU: small images are faster without its threads
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from metaworld import env_dict, policies
-    except ImportError as error:
-        raise ImportError(f"Meta-World is not installed ({error}); install the extra: pip install 'wam[metaworld]'") from error
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"Meta-World is not installed ({error}); install the extra: pip install 'wam[sim]'"
+        ) from error
+    except Exception as error:  # mujoco loads its graphics library on import, and fails in many ways
+        raise _no_rendering(error) from error
     return env_dict, policies
+
+
+def _no_rendering(error: Exception) -> RuntimeError:
+    backend = os.environ.get("MUJOCO_GL", "")
+    package = "libosmesa6" if backend == "osmesa" else "libegl1 libgl1-mesa-dri"
+    return RuntimeError(
+        f"MuJoCo cannot render with MUJOCO_GL={backend} ({str(error).strip()}): install its graphics library "
+        f"(apt-get install {package}), or set MUJOCO_GL=egl, or MUJOCO_GL=disable to run without images"
+    )
 
 
 def _make_env(task: str):
@@ -294,13 +310,11 @@ def _make_renderer(model: mujoco.MjModel, config: RenderConfig) -> mujoco.Render
             if model.site(i).name.startswith("goal"):
                 model.site(i).rgba = 0
     try:
+        # Their destructors assume that the constructor has come to its end.
+        mujoco.GLContext._context = mujoco.Renderer._gl_context = mujoco.Renderer._mjr_context = None
         renderer = mujoco.Renderer(model, config.size, config.size)
     except Exception as error:
-        backend = os.environ["MUJOCO_GL"]
-        package = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}.get(backend, "libegl1 libgl1-mesa-dri")
-        raise RuntimeError(
-            f"cannot render with MUJOCO_GL={backend} ({error}): apt-get install {package}, or set MUJOCO_GL"
-        ) from error
+        raise _no_rendering(error) from error
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.scene.flags[flag] = config.shadows
     atexit.register(renderer.close)  # a context left to the interpreter's shutdown prints errors

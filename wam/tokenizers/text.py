@@ -27,6 +27,7 @@ class HashedNgrams:
 
     def __init__(self, config: TextConfig):
         self.config = config
+        self.name = f"hashed_ngrams-1 {config}"  # part of the data pipeline's identity
 
     def __call__(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.zeros((self.config.tokens, self.config.dim), np.float32)

@@ -25,6 +25,8 @@ class Averages:
         self.steps = 0
         self.scalars: dict[str, float] = {}
         self.terms: Any = None
+        self.samples = np.zeros(len(self.sources))
+        self.modes = np.zeros(len(MODE_NAMES))
 
     def add(self, metrics: dict[str, Any]) -> None:
         metrics = jax.device_get(metrics)
@@ -32,12 +34,16 @@ class Averages:
         for name in ("loss", "grad_norm"):
             if name in metrics:
                 self.scalars[name] = self.scalars.get(name, 0.0) + float(metrics[name])
+        self.samples += metrics.get("samples", 0)
+        self.modes += metrics.get("modes", 0)
         terms = metrics["terms"]
         self.terms = terms if self.terms is None else jax.tree.map(np.add, self.terms, terms)
 
     def summary(self) -> dict[str, float]:
         """Flat {name: mean}; a name into which no element fell is left out."""
         out = {name: value / self.steps for name, value in self.scalars.items()}
+        for prefix, names, counts in (("drawn", self.sources, self.samples), ("modes", MODE_NAMES, self.modes)):
+            out |= {f"{prefix}/{n}": float(count) for n, count in zip(names, counts, strict=True) if count > 0}
         for term, groups in (self.terms or {}).items():
             for group, sums in groups.items():
                 if group == "all":
@@ -80,11 +86,18 @@ def truncate_metrics(workdir: Path, step: int) -> None:
         path.write_text("".join(row + "\n" for row in rows))
 
 
-def drawn(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Sums the `drawn/<source>` counts of training rows."""
-    totals: dict[str, int] = {}
+def read_rows(workdir: Path) -> list[dict[str, Any]]:
+    """All rows of `metrics.jsonl`, oldest first."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
+
+
+def totals(rows: Sequence[dict[str, Any]], prefix: str) -> dict[str, int]:
+    """Sums the counts `<prefix>/<name>` (`drawn` or `modes`) of training rows per name."""
+    out: dict[str, int] = {}
     for row in rows:
         for name, value in row.items():
-            if name.startswith("drawn/"):
-                totals[name.removeprefix("drawn/")] = totals.get(name.removeprefix("drawn/"), 0) + int(value)
-    return totals
+            if name.startswith(f"{prefix}/"):
+                key = name.removeprefix(f"{prefix}/")
+                out[key] = out.get(key, 0) + int(value)
+    return out

@@ -13,7 +13,7 @@ from jax import Array
 from wam.batch import Batch
 from wam.config import ObjectiveConfig
 from wam.diffusion import losses
-from wam.diffusion.modes import draw
+from wam.diffusion.modes import MODES, draw
 from wam.tokenizers.patch_pca import PatchPCA
 from wam.training.state import Apply, TrainState, update_ema
 
@@ -47,6 +47,8 @@ def make_train_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfi
         metrics = {
             "loss": loss,
             "grad_norm": optax.global_norm(grads),
+            "samples": jax.nn.one_hot(batch["source"], sources).sum(0),
+            "modes": jax.nn.one_hot(draws.mode, len(MODES)).sum(0),
             "terms": losses.breakdown(terms, batch, draws, objective.sigma_bins, sources),
         }
         return TrainState(state.step + 1, params, ema, opt_state), metrics

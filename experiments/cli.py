@@ -1,0 +1,42 @@
+"""What all commands share: flags that fail with one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+
+def _keys(config, prefix: str = "config") -> list[str]:
+    found = []
+    for name, value in config.items():
+        found.append(f"{prefix}.{name}")
+        if hasattr(value, "items"):
+            found += _keys(value, f"{prefix}.{name}")
+    return found
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser; a wrong key, type or file under `--config` is named in one sentence, with the nearest key."""
+    name = argv[0].rsplit("/", 1)[-1].removesuffix(".py")
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        key = re.sub(r"[^\w.-]", "", str(error).split()[0]) or str(error)
+        asked = next((a.lstrip("-").split("=")[0] for a in argv if re.search(rf"\.{re.escape(key)}(=|\.|$)", a)), key)
+        near: list[str] = []
+        for flag in flags.FLAGS.get_flags_for_module(sys.modules["__main__"]):
+            if hasattr(flag.value, "items"):
+                near = difflib.get_close_matches(asked, _keys(flag.value), n=1, cutoff=0.4)
+        sys.exit(f"{name}: there is no config key {asked!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        sys.exit(f"{name}: {str(error).splitlines()[0]}")
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """`app.run` with these errors, and with libraries silent below warnings."""
+    logging.set_verbosity(logging.WARNING)
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,315 @@
+"""From a recipe (`ConfigDict`) and a directory of stores to the parts of a run: windows, fitted assets, model, stream.
+
+Fitted assets (statistics, tokenizer, where actions lead) are computed once from the training stores, written to the
+run directory before step 0, and read back from there ever after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.embodiments import get_embodiment
+from data_pipelines.stats import Statistics, fit_lead, fit_statistics
+from data_pipelines.store import ClipStore
+from data_pipelines.transforms import ToSample
+from data_pipelines.windows import WindowConfig, Windows
+from wam.batch import BatchSpec
+from wam.config import (
+    DERIVED,
+    NAMED_SIZES,
+    MeshConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TextConfig,
+    TokenizerConfig,
+    TrainConfig,
+    build,
+)
+from wam.models.joint_dit import JointDiT
+from wam.tokenizers import patch_pca
+from wam.tokenizers.patch_pca import PatchPCA
+from wam.tokenizers.text import HashedNgrams
+
+ACTION_HZ = 80.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A `ConfigDict` turned into the library's frozen dataclasses."""
+
+    config: ConfigDict
+    tokenizer: TokenizerConfig
+    text: TextConfig
+    objective: ObjectiveConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    train: TrainConfig
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> Recipe:
+        """ValueError names an unknown or missing part or field."""
+        known = ("sim", "collect", "data", "tokenizer", "text", "model", "objective", "optimizer", "mesh", "train",
+                 "evaluate")  # fmt: skip
+        for name in config:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ValueError(
+                    f"the config has an unknown part {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+        if missing := [name for name in ("data", "tokenizer", "model", "objective", "train") if name not in config]:
+            raise ValueError(f"the config lacks the part {missing[0]!r}")
+
+        def part(name: str, kind: type) -> Any:
+            return build(kind, config.get(name, ConfigDict()).to_dict())
+
+        return cls(
+            config,
+            part("tokenizer", TokenizerConfig),
+            part("text", TextConfig),
+            part("objective", ObjectiveConfig),
+            part("optimizer", OptimizerConfig),
+            part("mesh", MeshConfig),
+            part("train", TrainConfig),
+        )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the training sources; the position is the batch's `source`."""
+        return tuple(self.config.data.weights)
+
+    def window_config(self, cameras: tuple[str, ...]) -> WindowConfig:
+        data = self.config.data
+        return WindowConfig(
+            frame_seconds=tuple(data.frame_seconds),
+            action_horizon=data.get("action_horizon", 16),
+            action_hz=data.get("action_hz", ACTION_HZ),
+            views=tuple(data.views),
+            cameras=cameras,
+            chunks=data.get("chunks", 1),
+        )
+
+    def model_config(self, image_size: int, cameras: tuple[str, ...], action_dim: int, state_dim: int,
+                     embodiments: int) -> ModelConfig:  # fmt: skip
+        """The model's shape: what the recipe says, what the data fixes, and the named size as the default."""
+        data, fields = self.config.data, self.config.model.to_dict()
+        size = fields.pop("size", "tiny")
+        if size not in NAMED_SIZES:
+            raise ValueError(f"unknown model.size {size!r}; choose from {', '.join(NAMED_SIZES)}")
+        seconds = tuple(data.frame_seconds)
+        r, side = self.tokenizer.frames_per_latent, image_size // self.tokenizer.patch
+        if (len(seconds) - 1) % r:
+            raise ValueError(
+                f"data.frame_seconds has {len(seconds)} frames; tokenizer.frames_per_latent {r} needs 1 + {r} n"
+            )
+        derived = {
+            "grid": (side, side),
+            "latent_channels": self.tokenizer.channels,
+            "latent_frames": 1 + (len(seconds) - 1) // r,
+            "frames_per_latent": r,
+            "views": len(data.views),
+            "cameras": len(cameras),
+            "latent_rate": float((len(seconds) - 1) / r / seconds[-1]),
+            "chunks": data.get("chunks", 1),
+            "action_horizon": data.get("action_horizon", 16),
+            "action_dim": action_dim,
+            "state_dim": state_dim,
+            "embodiments": embodiments,
+            "text_dim": self.text.dim,
+        }
+        if set(derived) != set(DERIVED):
+            raise AssertionError("wam.config.DERIVED is out of date")
+        if clash := sorted(set(fields) & set(derived)):
+            raise ValueError(f"model.{clash[0]} is decided by the data and the tokenizer; set it there")
+        return build(ModelConfig, {**NAMED_SIZES[size], **derived, **fields})
+
+
+def open_stores(root: Path, split: str, names: tuple[str, ...]) -> dict[str, ClipStore]:
+    """The stores of a split that exist; FileNotFoundError if none does."""
+    stores = {name: ClipStore(root / split / name) for name in names if (root / split / name).is_dir()}
+    if not stores:
+        raise FileNotFoundError(
+            f"{root / split} holds none of the sources {', '.join(names)}; collect them with python -m experiments.collect"
+        )
+    return stores
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What was fitted on the training stores."""
+
+    statistics: Statistics
+    tokenizer: PatchPCA
+    lead: dict[str, np.ndarray]
+    lead_r2: dict[str, list[float]]
+    cameras: tuple[str, ...]
+    embodiments: tuple[str, ...]
+    hashes: dict[str, str]
+
+    def save(self, directory: Path) -> None:
+        about, arrays = self.tokenizer.to_state()
+        payload = {f"tokenizer/{k}": v for k, v in arrays.items()} | {f"lead/{k}": v for k, v in self.lead.items()}
+        np.savez(directory / "fitted.tmp.npz", **payload)
+        (directory / "fitted.tmp.npz").replace(directory / "fitted.npz")
+        facts = {
+            "statistics": self.statistics.to_json(),
+            "tokenizer": about,
+            "lead_r2": self.lead_r2,
+            "cameras": self.cameras,
+            "embodiments": self.embodiments,
+            "hashes": self.hashes,
+        }
+        (directory / "fitted.json.tmp").write_text(json.dumps(facts, indent=1))
+        (directory / "fitted.json.tmp").replace(directory / "fitted.json")
+
+    @classmethod
+    def load(cls, directory: Path) -> Fitted:
+        facts = json.loads((directory / "fitted.json").read_text())
+        with np.load(directory / "fitted.npz", allow_pickle=False) as payload:
+            arrays = {name: payload[name] for name in payload.files}
+        return cls(
+            Statistics.from_json(facts["statistics"]),
+            PatchPCA.from_state(
+                facts["tokenizer"],
+                {k.removeprefix("tokenizer/"): v for k, v in arrays.items() if k.startswith("tokenizer/")},
+            ),
+            {k.removeprefix("lead/"): v for k, v in arrays.items() if k.startswith("lead/")},
+            facts["lead_r2"],
+            tuple(facts["cameras"]),
+            tuple(facts["embodiments"]),
+            facts["hashes"],
+        )
+
+
+def fit(recipe: Recipe, windows: Mapping[str, Windows], cameras: tuple[str, ...]) -> Fitted:
+    """Fits statistics, tokenizer and leads on the training windows."""
+    statistics = fit_statistics(list(windows.values()))
+    names = sorted(statistics.action)
+    action_dim = max((get_embodiment(name).action_dim for name in names), default=1)
+    state_dim = max((get_embodiment(name).state_dim for name in names), default=1)
+    lead, lead_r2 = {}, {}
+    for name in names:
+        own = [w for w in windows.values() if w.embodiment.name == name]
+        lead[name], r2 = fit_lead(own, statistics, action_dim, state_dim)
+        lead_r2[name] = np.asarray(r2).mean(0).tolist()
+    r = recipe.tokenizer.frames_per_latent
+    clips, camera = [], []
+    per_source = max(1, recipe.tokenizer.fit_frames // ((1 + r) * len(windows)))
+    for source in windows.values():
+        for i in np.linspace(0, len(source) - 1, min(len(source), per_source)).astype(int):
+            window = source[int(i)]
+            for view in np.flatnonzero(window["view_mask"]):
+                clips.append(window["frames"][view, : 1 + r])
+                camera.append(window["camera"][view])
+    # A window has several views: an even share of them keeps the number of frames as asked.
+    chosen = np.linspace(0, len(clips) - 1, min(len(clips), recipe.tokenizer.fit_frames // (1 + r))).astype(int)
+    tokenizer = patch_pca.fit(recipe.tokenizer, np.stack([clips[i] for i in chosen]),
+                              np.array([camera[i] for i in chosen]), len(cameras))  # fmt: skip
+    hashes = {name: source.store.hash for name, source in windows.items()}
+    return Fitted(statistics, tokenizer, lead, lead_r2, cameras, ("none", *names), hashes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The training and validation side of a run."""
+
+    train: dict[str, Windows]
+    validation: dict[str, Windows]
+    to_sample: ToSample
+    validation_sample: ToSample
+    spec: BatchSpec
+    fitted: Fitted
+    model: ModelConfig
+
+
+def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
+    """Opens the stores, fits or reads the assets, and derives the model's shape.
+
+    Raises:
+      FileNotFoundError: a store of the mixture is missing.
+      ValueError: the fitted assets of `workdir` belong to other stores.
+    """
+    stores = open_stores(root, "train", recipe.sources)
+    if missing := [name for name in recipe.sources if name not in stores]:
+        raise FileNotFoundError(
+            f"{root / 'train'} lacks the source {missing[0]!r} of data.weights; collect it or drop it"
+        )
+    held_out = open_stores(root, "validation", recipe.sources)
+    views = tuple(recipe.config.data.views)
+    others = sorted({c for store in stores.values() for c in store.manifest["cameras"]} - set(views))
+    cameras = (*views, *others)
+    config = recipe.window_config(cameras)
+    train = {name: Windows(store, config) for name, store in stores.items()}
+    if (workdir / "fitted.json").exists():
+        fitted = Fitted.load(workdir)
+        for name, windows in train.items():
+            if fitted.hashes.get(name) != windows.store.hash:
+                raise ValueError(
+                    f"statistics and tokenizer of {workdir} were fitted on another {name!r} store "
+                    f"({str(fitted.hashes.get(name))[:8]}, not {windows.store.hash[:8]}); use a new --workdir for other data"
+                )
+    else:
+        fitted = fit(recipe, train, cameras)
+        fitted.save(workdir)
+    sizes = [get_embodiment(name) for name in fitted.embodiments]
+    action_dim = max(1, *(e.action_dim for e in sizes))
+    state_dim = max(1, *(e.state_dim for e in sizes))
+    size = fitted.tokenizer.image_size
+    model = recipe.model_config(size[0], cameras, action_dim, state_dim, len(fitted.embodiments))
+    spec = model.batch_spec(size[0], size[1], recipe.text.tokens)
+    normalizers = {name: fitted.statistics.normalizers(name) for name in fitted.embodiments if name != "none"}
+    encode = HashedNgrams(recipe.text)
+    # A source without a validation split keeps its place in the table but is never read for validation.
+    validation = {name: Windows(store, config) for name, store in held_out.items()}
+    everywhere = {name: validation.get(name, windows) for name, windows in train.items()}
+    to_sample = ToSample(spec, train, normalizers, fitted.embodiments, encode)
+    return Data(train, validation, to_sample, ToSample(spec, everywhere, normalizers, fitted.embodiments, encode), spec,
+                fitted, model)  # fmt: skip
+
+
+def set_constants(model: JointDiT, fitted: Fitted) -> None:
+    """Writes what was fitted on data into the model's constants."""
+    model.context_gain[...] = np.asarray(fitted.tokenizer.gain, np.float32)
+    for row, name in enumerate(fitted.embodiments):
+        if name == "none":
+            continue
+        _, action = fitted.statistics.normalizers(name)
+        kinds = get_embodiment(name).action_kinds
+        adds_up = np.array([kind == "delta" for kind in kinds], np.float32)
+        lead = fitted.lead[name][: model.config.frames_per_chunk * model.config.frames_per_latent]
+        model.embodiments.set(row, center=action.center, scale=action.scale, adds_up=adds_up, lead=lead)
+
+
+def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
+    """The JSON part of a checkpoint: everything inference and evaluation need to know besides arrays."""
+    fitted = data.fitted
+    about, _ = fitted.tokenizer.to_state()
+    embodiments = []
+    for name in fitted.embodiments:
+        entry: dict[str, Any] = {"spec": dataclasses.asdict(get_embodiment(name))}
+        if name != "none":
+            state, action = fitted.statistics.normalizers(name)
+            entry |= {"state": state.to_json(), "action": action.to_json()}
+        embodiments.append(entry)
+    return {
+        "config": json.loads(recipe.config.to_json_best_effort()),
+        "model": dataclasses.asdict(data.model),
+        "tokenizer": about,
+        "text": dataclasses.asdict(recipe.text),
+        "embodiments": embodiments,
+        "cameras": list(fitted.cameras),
+        "views": list(recipe.config.data.views),
+        "frame_seconds": list(recipe.config.data.frame_seconds),
+        "action_hz": recipe.config.data.get("action_hz", ACTION_HZ),
+        "sources": list(recipe.sources),
+        "store_hashes": fitted.hashes,
+        "lead_r2": fitted.lead_r2,
+    }
