@@ -36,10 +36,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, strong: Seque
     return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
 
 
-def figure(uri: str, caption: str, *, alt: str, labels: Sequence[str] = ()) -> Html:
-    """An embedded picture. `labels` are written above it, over equal shares of its width."""
+def figure(uri: str, caption: str, *, alt: str, labels: Sequence[str] = (), width: float | None = None) -> Html:
+    """An embedded picture, at most `width` pixels wide. `labels` stand above it, over equal shares of its width."""
     above = tag("div", *(tag("span", label) for label in labels), class_="labels")
-    image = tag("img", src=uri, alt=alt)
+    limit = {"style": f"max-width: {width:.0f}px"} if width else {}
+    image = tag("img", src=uri, alt=alt, **limit)
     return tag("figure", *([above] if labels else []), image, tag("figcaption", caption))
 
 

@@ -6,8 +6,8 @@ inches wide, made to be read at page width, in colours that colour-blind readers
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,8 +66,7 @@ WIDTH = 10.0
 def _styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Figure:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(mpl.rc_context(STYLE))
+        with mpl.rc_context(STYLE):
             return function(*args, **kwargs)
 
     return wrapper
@@ -216,7 +215,7 @@ def _curves(ax: Axes, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str]
         step, held_out = _series(rows, key, "validation")
         ax.plot(step, held_out, "o--", color=color, ms=3.5, lw=0.8, mfc="white", mew=1.1)
         positive &= bool((value > 0).all() and (held_out > 0).all())
-    if positive:
+    if positive and "learning_rate" not in keys.values():
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter("{x:g}")
@@ -244,17 +243,20 @@ def plot_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ("Gradient norm", {"gradient norm": "grad_norm"} if "grad_norm" in keys else {}, (INK,)),
         ("Learning rate", {"learning rate": "learning_rate"} if "learning_rate" in keys else {}, (INK,)),
     ]
+    split = {group: sorted({k.split("/", 2)[2] for k in keys if f"/{group}/" in k}) for group in ("mode", "source", "sigma")}
     for term in terms:
         for group, said in (("mode", "by mode"), ("source", "by source"), ("sigma", "by noise level")):
-            prefix = f"{term}/{group}/"
-            names = sorted(key.removeprefix(prefix) for key in keys if key.startswith(prefix))
-            curves = {name: prefix + name for name in names}
-            colors: Sequence[Any] = CYCLE
+            names, labels = split[group], split[group]
+            colors = itertools.cycle(CYCLE)
             if group == "sigma" and names:  # equal bins of 0..1, named by their index
-                bins = 1 + max(map(int, names))
-                curves = {f"σ {i / bins:.2g}–{(i + 1) / bins:.2g}": f"{prefix}{i}" for i in sorted(map(int, names))}
-                colors = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(names)))
-            panels.append((f"{term.capitalize()} loss {said}", curves, colors))
+                names = sorted(names, key=int)
+                bins = 1 + int(names[-1])
+                labels = [f"σ {int(i) / bins:.2g}–{(int(i) + 1) / bins:.2g}" for i in names]
+                colors = iter(mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(names))))
+            # A name keeps its colour in every panel, also where others of its group are absent.
+            found = [entry for entry in zip(names, labels, colors, strict=False) if f"{term}/{group}/{entry[0]}" in keys]
+            curves = {label: f"{term}/{group}/{name}" for name, label, _ in found}
+            panels.append((f"{term.capitalize()} loss {said}", curves, [color for *_, color in found]))
     panels = [panel for panel in panels if panel[1]]
     lines = -(-len(panels) // 3)
     figure = Figure(figsize=(WIDTH, 2.35 * lines), layout="constrained")
@@ -262,8 +264,13 @@ def plot_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for ax, (title, curves, colors) in zip(axes.flat, panels, strict=False):
         _curves(ax, rows, curves, colors)
         ax.set_title(title)
-        if len(curves) > 1:
-            ax.legend(ncols=2 if len(curves) > 4 else 1, handlelength=1.2, columnspacing=1.0, labelspacing=0.25)
+        if list(curves) != [title.lower()]:
+            many = len(curves) > 4
+            if many and ax.get_yscale() == "log":  # room for the legend
+                low, high = ax.get_ylim()
+                ax.set_ylim(top=high * (high / low) ** 0.22)
+            ax.legend(loc="upper right", ncols=3 if many else 1, handlelength=1.0, columnspacing=0.8,
+                      labelspacing=0.25, handletextpad=0.4, borderaxespad=0.1)  # fmt: skip
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     return figure

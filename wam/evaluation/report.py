@@ -50,6 +50,7 @@ def _byline(run: RunRecord) -> Html:
         f"{about['chip']}, {about['cores']} cores" if "chip" in about and "cores" in about else None,
         f"seed {metrics['seed']}" if "seed" in metrics else None,
         f"evaluated on {metrics['split']} layouts" if "split" in metrics else None,
+        f"trained {about['date']}" if "date" in about else None,
     ]
     return tag("p", " · ".join(part for part in parts if part), class_="byline")
 
@@ -179,10 +180,11 @@ def _episode_figures(
 
 
 def _strip(videos: Mapping[str, np.ndarray], seconds: Sequence[float], caption: str, budget: Budget) -> Html:
-    uri = figure_uri(plots.plot_rollout(videos, seconds), pixels=True)
+    strip = plots.plot_rollout(videos, seconds)
+    uri = figure_uri(strip, pixels=True)
     if not budget.take(uri):
         return note(f"{caption} Film strip left out: the page has reached its size limit.")
-    return figure(uri, caption, alt="Film strip of " + ", ".join(videos))
+    return figure(uri, caption, alt="Film strip of " + ", ".join(videos), width=100 * strip.get_figwidth())
 
 
 def _world_model(run: RunRecord, budget: Budget) -> Html:
@@ -216,7 +218,7 @@ def _world_model(run: RunRecord, budget: Budget) -> Html:
 
 
 def _imagined(arrays: Mapping[str, np.ndarray], budget: Budget, count: int = 6) -> list[Html]:
-    """Videos of the first window of up to `count` tasks, and a film strip of the first of them."""
+    """Videos of the first window of up to `count` tasks, and film strips of the first ones (two if they are short)."""
     tasks = [str(task) for task in arrays["task"]]
     first = sorted({task: tasks.index(task) for task in reversed(tasks)}.values())
     chosen = [*first, *(i for i in range(len(tasks)) if i not in first)][:count]
@@ -228,20 +230,21 @@ def _imagined(arrays: Mapping[str, np.ndarray], budget: Budget, count: int = 6) 
         )
         for i in chosen
     ]
-    strip = {
-        "real": arrays["real"],
-        "true": arrays["true"],
-        "shuffled": arrays["shuffled"],
-        "zero": arrays["zero"],
-        "ceiling": arrays["ceiling"],
-    }
-    window = chosen[0]
-    caption = f"{tasks[window]}, window {window}, frame by frame; 0.00 s is observed. PSNR against the real frame."
-    speed = f", slowed {slow} times" if slow > 1 else ""
+    kinds = ("real", "true", "shuffled", "zero", "ceiling")
+    strips = [
+        _strip(
+            {kind: arrays[kind][i] for kind in kinds},
+            arrays["seconds"],
+            f"{tasks[i]}, window {i}. The frame at 0.00 s is observed; PSNR against the real frame.",
+            budget,
+        )
+        for i in chosen[: 2 if len(arrays["seconds"]) <= 5 else 1]
+    ]
+    speed = f" Videos slowed {slow} times." if slow > 1 else ""
     return [
-        note(f"The first windows of the evaluation, one a task before a second of any; not selected{speed}."),
+        note(f"The first windows of the evaluation, one a task before a second of any; not selected.{speed}"),
         tag("div", *cards, class_="grid two"),
-        _strip({name: video[window] for name, video in strip.items()}, arrays["seconds"], caption, budget),
+        tag("div", *strips, class_="grid two") if len(strips) > 1 else join(strips),
     ]
 
 
@@ -300,6 +303,7 @@ def _about(run: RunRecord) -> Html:
     if "total" in run.phases:
         phases.append(["total", duration(run.phases["total"])])
     versions = [[name, str(version)] for name, version in about.get("versions", {}).items()]
+    settled = _differences(about["asked"], about["config"]) if "asked" in about else []
     return join([
         tag("p", "Command: ", tag("code", str(about.get("command", "not recorded")))),
         tag("p", "Git revision: ", tag("code", str(about.get("git", "not recorded")))),
@@ -307,5 +311,15 @@ def _about(run: RunRecord) -> Html:
         table(["phase", "time"], phases) if phases else note("No wall times in this run."),
         tag("h3", "Versions"),
         table(["package", "version"], versions) if versions else note("No versions in this run."),
+        tag("h3", "Config"),
+        table(["settled before the first step", "asked for", "used"], settled) if settled else Html(""),
         tag("details", tag("summary", "The whole config"), tag("pre", json.dumps(about.get("config", {}), indent=2))),
     ])  # fmt: skip
+
+
+def _differences(asked: Any, used: Any, path: str = "config") -> list[list[str]]:
+    """[key, value asked for, value used] of every leaf that a run changed, such as steps chosen from a time budget."""
+    if isinstance(asked, dict) and isinstance(used, dict):
+        keys = dict.fromkeys([*asked, *used])
+        return [row for key in keys for row in _differences(asked.get(key), used.get(key), f"{path}.{key}")]
+    return [] if asked == used else [[path, json.dumps(asked), json.dumps(used)]]
