@@ -1,1 +1,1 @@
-"""Closed-loop success, world-model accuracy, baselines and reports."""
+"""Closed-loop and world-model evaluation, baselines, plots and the report."""

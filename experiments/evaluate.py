@@ -1,0 +1,281 @@
+"""Evaluates a checkpoint: closed loop, baselines, and whether the dynamics obey the actions.
+
+    python -m experiments.evaluate --checkpoint runs/demo --report
+    python -m experiments.evaluate --checkpoint runs/demo --mode joint --tasks window-open --episodes 20 --seed 1
+
+With `--report`: policy and joint mode, random actions, blind replay, swapped instructions, forward and inverse
+dynamics on the held-out stores; fills metrics.json and eval/ of the run, and writes the report page. What is already
+there for the same checkpoint and settings is reused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import cli
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory that holds checkpoints/.")
+_MODE = flags.DEFINE_enum("mode", "policy", ["policy", "joint"], "How the policy samples.")
+_TASKS = flags.DEFINE_list("tasks", None, "Tasks; by default those of the training recipe.")
+_EPISODES = flags.DEFINE_integer("episodes", None, "Layouts per task; by default the recipe's.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 5, "Sampler steps of a chunk.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the policy's noise.", lower_bound=0, upper_bound=65535)
+_SPLIT = flags.DEFINE_enum(
+    "split", "test", ["validation", "test"], "Layouts: validation for choices, test for results."
+)
+_REPORT = flags.DEFINE_bool("report", False, "Evaluate everything and write metrics.json and the report page.")
+_WORKERS = flags.DEFINE_integer("workers", 2, "Simulator processes.", lower_bound=1)
+
+WINDOWS = 160
+DEMONSTRATIONS = 25
+
+
+class Evaluation:
+    """One checkpoint with its simulator; methods return plain dictionaries."""
+
+    def __init__(self, workdir: Path, *, tasks: list[str] | None, episodes: int | None, steps: int, seed: int, split: str,
+                 workers: int):  # fmt: skip
+        from wam.envs import env_factory
+        from wam.envs.metaworld import SPLIT_SEEDS, TASKS
+        from wam.evaluation.closed_loop import Settings
+        from wam.policy import load_policy
+
+        self.workdir, self.steps, self.seed, self.split = workdir, steps, seed, split
+        # Scanned layers: few calls, so the compilation counts more than the milliseconds of a call.
+        self.policy = load_policy(workdir, unroll=False)
+        config = self.policy.assets["config"]
+        self.config, options = config, config["evaluate"]
+        self.tasks = list(tasks or config["collect"]["tasks"])
+        if unknown := [task for task in self.tasks if task not in TASKS]:
+            raise ValueError(f"unknown task {unknown[0]!r}; choose from {', '.join(sorted(TASKS))}")
+        self.make_env = env_factory(config["sim"]["name"], config["sim"]["render"], max_steps=options["max_steps"])
+        self.settings = Settings(
+            max_steps=options["max_steps"], execute_steps=options["execute_steps"], workers=workers, seed=seed
+        )
+        self.options, self.seeds = options, SPLIT_SEEDS
+        self.layouts = self._layouts(SPLIT_SEEDS[split], episodes or options["episodes"])
+
+    def _layouts(self, seed: int, count: int) -> dict[str, np.ndarray]:
+        layouts = {}
+        for task in self.tasks:
+            env = self.make_env(task, ())
+            layouts[task] = env.sample_layouts(seed, count)
+            env.close()
+        return layouts
+
+    def closed_loop(self, mode: str, *, film: bool = False, swap: bool = False) -> dict[str, Any]:
+        """Success of the policy in `mode`; with `swap`, under each other's instruction for the recipe's pair of tasks."""
+        from wam.diffusion.sampler import program
+        from wam.envs.metaworld import INSTRUCTIONS
+        from wam.evaluation import closed_loop
+
+        layouts, instructions = self.layouts, None
+        if swap:
+            first, second = self.options["swap"]
+            instructions = {first: INSTRUCTIONS[second], second: INSTRUCTIONS[first]}
+            layouts = {task: self.layouts[task] for task in (first, second)}
+        name = "swapped" if swap else mode
+        episodes = closed_loop.run_policy(
+            self.policy, self.make_env, layouts, program(mode, self.steps), mode, self.settings,
+            instructions=instructions, recorded=dict.fromkeys(layouts, 0) if film else None, progress=f"evaluate {name}",
+        )  # fmt: skip
+        if film:
+            for episode in episodes:
+                if episode.recording is not None:
+                    self._save_recording(mode, episode)
+        return closed_loop.summarize(episodes)
+
+    def _save_recording(self, mode: str, episode: Any) -> None:
+        fields = {k: np.asarray(v) for k, v in episode.recording.items() if k != "camera"}
+        directory = self.workdir / "eval"
+        directory.mkdir(exist_ok=True)
+        np.savez_compressed(directory / f"episode_{mode}_{episode.task}.npz", **fields, success=episode.success,
+                            layout_index=episode.layout)  # fmt: skip
+
+    def baselines(self) -> dict[str, Any]:
+        """Random actions and blind replay of the mean demonstration on the same layouts."""
+        from wam.evaluation import closed_loop
+        from wam.evaluation.baselines import BlindReplay, mean_demonstration
+
+        settings, spec = self.settings, self.policy.embodiment(self.policy.embodiments[0]).spec
+        random = {
+            task: np.stack(
+                [
+                    np.random.default_rng([self.seed, closed_loop.task_id(task), i]).uniform(
+                        -1, 1, (settings.max_steps, spec.action_dim)
+                    )
+                    for i in range(len(layouts))
+                ]
+            ).astype(np.float32)
+            for task, layouts in self.layouts.items()
+        }
+        demonstrations = closed_loop.expert_demonstrations(
+            self.make_env, self._layouts(self.seeds["train"], DEMONSTRATIONS), settings
+        )
+        delta = [kind == "delta" for kind in spec.action_kinds]
+        blind = {}
+        for task, layouts in self.layouts.items():
+            replay = BlindReplay(mean_demonstration(demonstrations[task]), delta)
+            actions = np.stack([replay(step) for step in range(settings.max_steps)])
+            blind[task] = np.broadcast_to(actions, (len(layouts), *actions.shape))
+        return {
+            "random": closed_loop.summarize(closed_loop.run_open_loop(self.make_env, self.layouts, random, settings)),
+            "blind_replay": closed_loop.summarize(
+                closed_loop.run_open_loop(self.make_env, self.layouts, blind, settings)
+            ),
+        }
+
+    def dynamics(self) -> dict[str, Any]:
+        """Forward and inverse dynamics and the tokenizer on the held-out stores, with the verdicts in words."""
+        from wam.evaluation import world_model
+
+        forward, inverse = {}, {}
+        for kind in ("play", "expert"):
+            batch, tasks = self._windows(kind)
+            forward[kind] = world_model.forward_dynamics(self.policy, batch, tasks)
+            inverse[kind] = world_model.inverse_dynamics(self.policy, batch, tasks)
+            frames, actions = forward[kind].pop("frames"), inverse[kind].pop("actions")
+            self._save_windows(kind, batch, tasks, frames, actions)
+        psnr = float(np.mean([forward[kind]["psnr"]["ceiling"] for kind in forward]))
+        return {
+            "forward_dynamics": forward,
+            "inverse_dynamics": inverse,
+            "tokenizer": {"psnr": psnr},
+            "verdicts": world_model.verdicts(forward, inverse),
+        }
+
+    def _windows(self, kind: str) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Up to WINDOWS windows of the split's store whose frames and actions are all real, evenly spaced."""
+        from data_pipelines.mixture import stack
+        from data_pipelines.store import ClipStore
+        from data_pipelines.transforms import ToSample
+        from data_pipelines.windows import WindowConfig, Windows
+        from wam.tokenizers.text import HashedNgrams
+
+        data, policy = self.config["data"], self.policy
+        root = Path(data["root"]) if data["root"] else self.workdir / "data"
+        directory = root / self.split / kind
+        if not directory.is_dir():
+            raise FileNotFoundError(f"{directory} is missing: dynamics are measured on held-out data; collect it first")
+        config = WindowConfig(
+            tuple(data["frame_seconds"]), data["action_horizon"], data["action_hz"], tuple(data["views"]),
+            policy.camera_table, data["chunks"],
+        )  # fmt: skip
+        windows = Windows(ClipStore(directory), config)
+        names = [e["spec"]["name"] for e in policy.assets["embodiments"]]
+        robots = {name: policy.embodiment(name) for name in names if name != "none"}
+        h, w = policy.tokenizer.image_size
+        sample = ToSample(
+            policy.config.batch_spec(h, w, policy.text_config.tokens), {kind: windows},
+            {name: (robot.state, robot.action) for name, robot in robots.items()}, names, HashedNgrams(policy.text_config),
+        )  # fmt: skip
+        whole = [
+            i
+            for i in range(len(windows))
+            if windows.low_dim(i)["action_mask"].all() and windows.frame_state(i)[1].all()
+        ]
+        if kind == "expert":
+            whole = [i for i in whole if windows.low_dim(i)["imitate"].all()]
+        if len(whole) < 2:
+            raise ValueError(f"{directory} has {len(whole)} whole windows; dynamics need at least 2")
+        chosen = [whole[i] for i in np.linspace(0, len(whole) - 1, min(WINDOWS, len(whole))).astype(int)]
+        source = self.policy.assets["sources"].index(kind) if kind in self.policy.assets["sources"] else 0
+        batch = stack([sample(windows[i], 0) for i in chosen])
+        batch["source"][:] = source
+        return batch, [windows.meta(i)["task"] for i in chosen]
+
+    def _save_windows(self, kind: str, batch: dict, tasks: list[str], frames: dict, actions: dict) -> None:
+        robot = self.policy.embodiment(self.policy.embodiments[0])
+        dims = robot.spec.action_dim
+        chosen = np.linspace(0, len(tasks) - 1, min(12, len(tasks))).astype(int)
+        directory = self.workdir / "eval"
+        directory.mkdir(exist_ok=True)
+        raw = {"action": batch["action"][:, 0], **actions}
+        np.savez_compressed(
+            directory / f"dynamics_{kind}.npz",
+            **{case: images[chosen] for case, images in frames.items()},
+            **{name: robot.action.denormalize(value[chosen][..., :dims]) for name, value in raw.items()},
+            task=np.array([tasks[i] for i in chosen]),
+            seconds=self.policy.frame_seconds,
+        )
+
+
+def evaluate_all(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything the report shows; parts already in metrics.json for this checkpoint and settings are kept."""
+    workdir = evaluation.workdir
+    path = workdir / "metrics.json"
+    about = {
+        "checkpoint_step": evaluation.policy.step,
+        "split": evaluation.split,
+        "seed": evaluation.seed,
+        "steps": evaluation.steps,
+        "episodes_per_task": len(next(iter(evaluation.layouts.values()))),
+        "tasks": evaluation.tasks,
+    }
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    if metrics.get("about") != about:
+        metrics = {"about": about, "closed_loop": {}, "seed": evaluation.seed, "split": evaluation.split}
+    loop = metrics["closed_loop"]
+
+    def write() -> None:
+        path.with_suffix(".tmp").write_text(json.dumps(metrics, indent=1))
+        path.with_suffix(".tmp").replace(path)
+
+    for mode in ("policy", "joint"):
+        if mode not in loop:
+            loop[mode] = evaluation.closed_loop(mode, film=True)
+            write()
+    if "swap" in evaluation.options and "swapped_instruction" not in loop:
+        if set(evaluation.options["swap"]) <= set(evaluation.tasks):
+            loop["swapped_instruction"] = evaluation.closed_loop("policy", swap=True)
+            write()
+    if "blind_replay" not in loop:
+        loop |= evaluation.baselines()
+        write()
+    if "forward_dynamics" not in metrics:
+        metrics |= evaluation.dynamics()
+        write()
+    for name in ("train", "phases"):
+        if (workdir / f"{name}.json").exists():
+            metrics[name] = json.loads((workdir / f"{name}.json").read_text())
+    write()
+    return metrics
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"evaluate: unknown argument {argv[1]!r}; see --help")
+    workdir = Path(_CHECKPOINT.value)
+    start = time.monotonic()
+    try:
+        if shutil.disk_usage(workdir if workdir.exists() else ".").free < 50e6:
+            raise OSError(f"less than 50 MB are free at {workdir}: the results would not fit")
+        evaluation = Evaluation(
+            workdir, tasks=_TASKS.value, episodes=_EPISODES.value, steps=_STEPS.value, seed=_SEED.value,
+            split=_SPLIT.value, workers=_WORKERS.value,
+        )  # fmt: skip
+        if _REPORT.value:
+            evaluate_all(evaluation)
+            print(f"evaluate: wrote {workdir / 'metrics.json'} in {time.monotonic() - start:.0f} s")
+            return
+        result = evaluation.closed_loop(_MODE.value)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        sys.exit(f"evaluate: {error}")
+    for task, row in [*result["tasks"].items(), ("all", result)]:
+        low, high = row["ci95"]
+        print(
+            f"{task:28s} {row['successes']:4d}/{row['episodes']:<4d} {row['success']:6.1%}  95 % [{low:.2f}, {high:.2f}]"
+        )
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint"])
+    cli.run(main)

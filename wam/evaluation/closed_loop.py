@@ -1,0 +1,283 @@
+"""Closed-loop evaluation: simulators in worker processes, one batched policy, noise keyed by (task, layout, chunk).
+
+An episode depends on its task, its layout and the seed alone: neither on the number of workers nor on which episodes
+happen to share a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from wam.diffusion.sampler import Program
+from wam.evaluation.baselines import wilson_interval
+from wam.policy import Policy
+
+MakeEnv = Callable[[str, Sequence[str]], Any]
+"""(task, cameras) -> environment with reset, step, render, instruction, spec and close; picklable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One finished episode; the recording is there only when asked for."""
+
+    task: str
+    layout: int
+    success: bool
+    steps: int
+    recording: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    max_steps: int = 250
+    execute_steps: int = 16
+    """Control steps executed of each chunk before the policy is asked again."""
+    workers: int = 2
+    seed: int = 0
+    record_stride: int = 4
+    """Control steps between the frames of a recording."""
+
+
+def task_id(task: str) -> int:
+    return zlib.crc32(task.encode())
+
+
+# ---------------------------------------------------------------- worker side
+
+
+def _play(env: Any, actions: np.ndarray, limit: int, record: dict[str, Any] | None, stride: int) -> tuple[bool, int]:
+    """Executes up to `limit` actions, stopping at success: (success, steps taken)."""
+    for step, action in enumerate(actions[:limit]):
+        if record is not None and step and step % stride == 0:
+            _film(env, record)
+        _, success = env.step(action)
+        if record is not None:
+            record["executed"].append(np.asarray(action, np.float32))
+        if success:
+            return True, step + 1
+    return False, min(limit, len(actions))
+
+
+def _film(env: Any, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    images = env.render()
+    record["frames"].append(images[record["camera"]])
+    record["frame_step"].append(len(record["executed"]))
+    return images
+
+
+def _worker(pipe: Connection, make_env: MakeEnv, cameras: tuple[str, ...], layouts: dict[str, np.ndarray],
+            settings: Settings, recorded: dict[str, int]) -> None:  # fmt: skip
+    """Runs one slot a task; each answers observations until its layouts are done."""
+    try:
+        slots = {
+            task: _slot(make_env(task, cameras), task, layouts[task], settings, recorded, cameras) for task in layouts
+        }
+        asks = {task: next(slot) for task, slot in slots.items()}
+        while asks:
+            pipe.send(("asks", asks))
+            answers = pipe.recv()
+            asks = {}
+            for task, answer in answers.items():
+                try:
+                    asks[task] = slots[task].send(answer)
+                except StopIteration as end:
+                    pipe.send(("done", task, end.value))
+        pipe.send(("end",))
+    except Exception as error:
+        pipe.send(("error", f"{type(error).__name__}: {error}"))
+
+
+def _slot(env: Any, task: str, layouts: np.ndarray, settings: Settings, recorded: dict[str, int],
+          cameras: tuple[str, ...]):  # fmt: skip
+    """Generator: yields (layout, chunk, observation), receives actions; returns the episodes."""
+    episodes = []
+    for index, layout in enumerate(layouts):
+        steps, chunk, success = 0, 0, False
+        env.reset(layout)
+        record: dict[str, Any] | None = None
+        if recorded.get(task) == index:
+            record = {"frames": [], "frame_step": [], "executed": [], "chunk_step": [], "camera": cameras[0]}
+        while not success and steps < settings.max_steps:
+            if record is not None:
+                record["chunk_step"].append(steps)
+            images = env.render() if record is None else _film(env, record)
+            observation = {
+                "images": images,
+                "state": env.state,
+                "instruction": env.instruction,
+                "embodiment": env.spec.name,
+                "time": steps / env.spec.control_hz,
+            }
+            actions = yield index, chunk, observation
+            limit = min(settings.execute_steps, settings.max_steps - steps)
+            success, taken = _play(env, actions, limit, record, settings.record_stride)
+            steps, chunk = steps + taken, chunk + 1
+        if record is not None:
+            _film(env, record)
+            record["instruction"] = env.instruction
+        episodes.append(Episode(task, index, success, steps, record))
+    env.close()
+    return episodes
+
+
+# ---------------------------------------------------------------- parent side
+
+
+def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarray], program: Program, mode: str,
+               settings: Settings, *, instructions: Mapping[str, str] | None = None,
+               recorded: Mapping[str, int] | None = None, progress: str = "") -> list[Episode]:  # fmt: skip
+    """Evaluates `policy` on every layout of every task: `layouts` is task -> [n, layout_dim].
+
+    `instructions` (task -> instruction) replaces the tasks' own; `recorded` (task -> index of a layout) says what to
+    film. Raises RuntimeError when a simulator fails.
+    """
+    tasks = list(layouts)
+    workers = max(1, min(settings.workers, len(tasks)))
+    groups = [tasks[i::workers] for i in range(workers)]
+    # One static batch size for all, so that a row's answer is the same whoever shares its batch.
+    size = max(len(group) for group in groups)
+    film = dict(recorded or {})
+    start = [
+        (make_env, policy.cameras, {t: layouts[t] for t in group}, settings, {t: film[t] for t in group if t in film})
+        for group in groups
+    ]
+    episodes: list[Episode] = []
+    predictions: dict[tuple[str, int], list[Any]] = {}
+    total = sum(len(v) for v in layouts.values())
+    with _Workers(start) as pipes, tqdm(total=total, desc=progress, unit="episode", disable=not progress) as bar:
+        while pipes:
+            for pipe in wait(pipes):
+                message = _receive(pipe)
+                if message[0] == "end":
+                    pipes.remove(pipe)
+                elif message[0] == "done":
+                    episodes += message[2]
+                elif message[0] == "asks":
+                    asks = message[1]
+                    observations, ids = [], []
+                    for task, (layout, chunk, observation) in asks.items():
+                        if instructions and task in instructions:
+                            observation = {**observation, "instruction": instructions[task]}
+                        observations.append(observation)
+                        ids.append([task_id(task), layout + (settings.seed << 16), chunk])
+                        if chunk == 0:
+                            bar.n = sum(1 for _ in episodes) + sum(v[0] for v in asks.values())
+                            bar.refresh()
+                    chunks = policy.infer_many(observations, np.array(ids, np.uint32), mode=mode, program=program,
+                                               batch_size=size)  # fmt: skip
+                    for (task, (layout, _, _)), chunk in zip(asks.items(), chunks, strict=True):
+                        if film.get(task) == layout:
+                            predictions.setdefault((task, layout), []).append(chunk)
+                    pipe.send({task: chunk.actions for task, chunk in zip(asks, chunks, strict=True)})
+        bar.n = total
+    for episode in episodes:
+        if episode.recording is not None:
+            made = predictions[episode.task, episode.layout]
+            episode.recording["predicted"] = np.stack([c.actions for c in made])
+            if made[0].video is not None:
+                episode.recording["imagined"] = np.stack([c.video for c in made])
+                episode.recording["imagined_seconds"] = made[0].video_seconds
+    return sorted(episodes, key=lambda e: (tasks.index(e.task), e.layout))
+
+
+class _Workers:
+    """Worker processes with one pipe each; ends them on the way out."""
+
+    def __init__(self, arguments: list[tuple]):
+        self.arguments = arguments
+
+    def __enter__(self) -> list[Connection]:
+        context = multiprocessing.get_context("spawn")
+        self.processes, pipes = [], []
+        for arguments in self.arguments:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_worker, args=(theirs, *arguments), daemon=True)
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            pipes.append(ours)
+        return pipes
+
+    def __exit__(self, kind, *_) -> None:
+        for process in self.processes:
+            if kind is not None:
+                process.terminate()
+            process.join()
+
+
+def _receive(pipe: Connection) -> tuple:
+    try:
+        message = pipe.recv()
+    except EOFError:
+        raise RuntimeError("a simulator process ended without an answer (out of memory?)") from None
+    if message[0] == "error":
+        raise RuntimeError(f"a simulator failed: {message[1]}")
+    return message
+
+
+def _open_loop_task(arguments: tuple) -> list[Episode]:
+    make_env, task, layouts, sequences, max_steps = arguments
+    env = make_env(task, ())
+    episodes = []
+    for index, (layout, actions) in enumerate(zip(layouts, sequences, strict=True)):
+        env.reset(layout)
+        success, steps = _play(env, actions, max_steps, None, 1)
+        episodes.append(Episode(task, index, success, steps))
+    env.close()
+    return episodes
+
+
+def run_open_loop(make_env: MakeEnv, layouts: Mapping[str, np.ndarray], actions: Mapping[str, np.ndarray],
+                  settings: Settings) -> list[Episode]:  # fmt: skip
+    """Plays fixed actions, task -> [n, max_steps, A], without a camera: the baselines that do not look."""
+    jobs = [(make_env, task, layouts[task], actions[task], settings.max_steps) for task in layouts]
+    with multiprocessing.get_context("spawn").Pool(min(settings.workers, len(jobs))) as pool:
+        return [episode for episodes in pool.map(_open_loop_task, jobs, chunksize=1) for episode in episodes]
+
+
+def _expert_task(arguments: tuple) -> list[np.ndarray]:
+    make_env, task, layouts, max_steps = arguments
+    env = make_env(task, ())
+    demonstrations = []
+    for layout in layouts:
+        env.reset(layout)
+        actions, success = [], False
+        while not success and len(actions) < max_steps:
+            actions.append(env.expert_action())
+            _, success = env.step(actions[-1])
+        if success:
+            demonstrations.append(np.stack(actions))
+    env.close()
+    return demonstrations
+
+
+def expert_demonstrations(make_env: MakeEnv, layouts: Mapping[str, np.ndarray],
+                          settings: Settings) -> dict[str, list[np.ndarray]]:  # fmt: skip
+    """Action sequences of the scripted expert's successful, undisturbed episodes, per task, without a camera."""
+    jobs = [(make_env, task, layouts[task], settings.max_steps) for task in layouts]
+    with multiprocessing.get_context("spawn").Pool(min(settings.workers, len(jobs))) as pool:
+        return dict(zip(layouts, pool.map(_expert_task, jobs, chunksize=1), strict=True))
+
+
+def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Success with Wilson 95 % intervals, overall and under `tasks`."""
+
+    def rate(chosen: Sequence[Episode]) -> dict[str, Any]:
+        wins = sum(e.success for e in chosen)
+        return {
+            "success": wins / len(chosen),
+            "successes": wins,
+            "episodes": len(chosen),
+            "ci95": [round(x, 4) for x in wilson_interval(wins, len(chosen))],
+        }
+
+    tasks = list(dict.fromkeys(e.task for e in episodes))
+    return {**rate(episodes), "tasks": {task: rate([e for e in episodes if e.task == task]) for task in tasks}}

@@ -1,0 +1,337 @@
+"""`load_policy(directory)`: the public inference API. One checkpoint, every mode, chosen at call time.
+
+policy = load_policy("runs/demo")
+chunk, memory = policy.infer(observation)                       # act, without imagining
+chunk, memory = policy.infer(observation, memory, mode="joint") # act and imagine together
+chunk, _ = policy.infer(observation, mode="forward", actions=a) # what would these actions do?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from wam.batch import Batch, EmbodimentSpec, Normalizer
+from wam.checkpoint import Inference, read_inference
+from wam.config import ModelConfig, TextConfig, build
+from wam.diffusion import losses, sampler
+from wam.models.dynamics_paths import Constant
+from wam.models.joint_dit import create
+from wam.models.streams import Noisy, observe
+from wam.tokenizers.patch_pca import PatchPCA
+from wam.tokenizers.text import HashedNgrams
+from wam.training.state import Apply
+
+DEFAULT_STEPS = 5
+INFER_MODES = ("policy", "joint", "forward", "video")
+
+
+class Chunk(NamedTuple):
+    """What `infer` returns; the part that the mode does not generate is None."""
+
+    actions: np.ndarray | None
+    """[K, raw action dim] in the robot's units"""
+    video: np.ndarray | None
+    """[T - 1, h, w, 3] uint8, the future of the first target view"""
+    action_seconds: np.ndarray
+    video_seconds: np.ndarray
+
+
+class Memory(NamedTuple):
+    """What a session carries from call to call; owned by the caller."""
+
+    chunk: int
+    """chunks answered so far: part of the noise key"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Embodiment:
+    spec: EmbodimentSpec
+    state: Normalizer | None
+    action: Normalizer | None
+
+
+class Policy:
+    """A trained checkpoint, ready to sample in any mode. Made by `load_policy`."""
+
+    def __init__(self, saved: Inference, *, unroll: bool = True):
+        assets = saved.assets
+        self.assets, self.step = assets, saved.step
+        self.config = build(ModelConfig, {**assets["model"], "scan_layers": not unroll})
+        self.tokenizer = PatchPCA.from_state(assets["tokenizer"], saved.tokenizer)
+        self.encode_text = HashedNgrams(build(TextConfig, assets["text"]))
+        self.text_config = self.encode_text.config
+        self.views, self.camera_table = tuple(assets["views"]), tuple(assets["cameras"])
+        self.frame_seconds = np.asarray(assets["frame_seconds"], np.float32)
+        self.action_hz = float(assets["action_hz"])
+        self._embodiments = [_embodiment(entry) for entry in assets["embodiments"]]
+        graph, _, _ = nnx.split(nnx.eval_shape(lambda: create(self.config)), nnx.Param, Constant)
+        self._apply, self.params = Apply(graph, saved.constants), saved.params
+
+    # ------------------------------------------------------------ what callers ask about
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras an observation must have."""
+        return self.views
+
+    @property
+    def embodiments(self) -> tuple[str, ...]:
+        return tuple(e.spec.name for e in self._embodiments if e.spec.name != "none")
+
+    def embodiment(self, name: str) -> Embodiment:
+        """ValueError for an embodiment the checkpoint does not know."""
+        for entry in self._embodiments:
+            if entry.spec.name == name and name != "none":
+                return entry
+        raise ValueError(f"unknown embodiment {name!r}; the checkpoint knows {', '.join(self.embodiments)}")
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        return self.embodiment(self.embodiments[0]).spec.action_names
+
+    @property
+    def control_hz(self) -> float:
+        return self.action_hz
+
+    @property
+    def action_seconds(self) -> np.ndarray:
+        return np.arange(self.config.action_horizon, dtype=np.float32) / np.float32(self.action_hz)
+
+    def example_observation(self) -> dict[str, Any]:
+        """A valid observation without content (mean images, zero state): for trying out the interface."""
+        h, w = self.tokenizer.image_size
+        name = self.embodiments[0]
+        return {
+            "images": {camera: np.full((h, w, 3), 128, np.uint8) for camera in self.views},
+            "state": np.zeros(self.embodiment(name).spec.state_dim, np.float32),
+            "instruction": "",
+            "embodiment": name,
+            "time": 0.0,
+        }
+
+    # ------------------------------------------------------------ inference
+
+    def infer(self, observation: Mapping[str, Any], memory: Memory | None = None, mode: str = "policy",
+              program: sampler.Program | None = None, key: Array | None = None,
+              actions: np.ndarray | None = None) -> tuple[Chunk, Memory]:  # fmt: skip
+        """One chunk for one observation.
+
+        Args:
+          observation: {"images": {camera: uint8 [h, w, 3]}, "state": f32 [raw], "instruction": str,
+            "embodiment": str, "time": seconds}.
+          memory: what the last call of this session returned; None at its start.
+          mode: policy, joint, forward (needs `actions`) or video.
+          program: a sampler program of the same mode; by default 5 even steps.
+          key: noise key; by default fixed, so that equal calls give equal answers.
+          actions: [K, raw action dim], given in `forward`.
+
+        Raises ValueError naming the field that is wrong.
+        """
+        memory = memory or Memory(0)
+        key = jax.random.key(0) if key is None else key
+        ids = np.array([*np.asarray(jax.random.key_data(key)).ravel()[-2:], memory.chunk], np.uint32)
+        given = None if actions is None else [actions]
+        (chunk,) = self.infer_many([observation], ids[None], mode=mode, program=program, actions=given)
+        return chunk, Memory(memory.chunk + 1)
+
+    def infer_many(self, observations: Sequence[Mapping[str, Any]], ids: np.ndarray, *, mode: str = "policy",
+                   program: sampler.Program | None = None, actions: Sequence[np.ndarray] | None = None,
+                   batch_size: int | None = None) -> list[Chunk]:  # fmt: skip
+        """Like `infer` for several sessions at once, padded to `batch_size` (one compilation).
+
+        `ids` [n, 3] uint32 keys the noise of each row, so that an answer does not depend on its neighbours.
+        """
+        if mode not in INFER_MODES:
+            raise ValueError(f"unknown mode {mode!r} for infer; choose from {', '.join(INFER_MODES)}")
+        if (mode == "forward") != (actions is not None):
+            raise ValueError(
+                "mode 'forward' needs `actions`" if actions is None else f"mode {mode!r} takes no `actions`"
+            )
+        program = program or sampler.program(mode, DEFAULT_STEPS)
+        rows = [self._row(o, None if actions is None else actions[i]) for i, o in enumerate(observations)]
+        size = batch_size or len(rows)
+        rows, ids = _padded(rows, size), np.concatenate([ids, np.repeat(ids[-1:], size - len(ids), 0)])
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        out = self.generate(batch, ids, program)
+        video = (
+            None if out.video is None or program.video != "generated" else np.asarray(self.pixels(out, batch["camera"]))
+        )
+        action = None if out.action is None or program.action != "generated" else np.asarray(out.action[:, 0])
+        chunks = []
+        for i, observation in enumerate(observations):
+            raw = None if action is None else self.raw_actions(action[i], observation)
+            frames = None if video is None else video[i, 0]
+            chunks.append(Chunk(raw, frames, self.action_seconds, self.frame_seconds[1:]))
+        return chunks
+
+    def generate(self, batch: Batch, ids: np.ndarray, program: sampler.Program) -> sampler.Sample:
+        """Samples a whole batch in latents and normalised actions; the given stream is read from the batch."""
+        return self._generate(program)(self.params, dict(batch), jnp.asarray(ids, jnp.uint32))
+
+    @functools.cache  # noqa: B019 (one compiled function a program, as long as the policy lives)
+    def _generate(self, program: sampler.Program):
+        cfg = self.config
+
+        def generate(params: Any, batch: Batch, ids: Array) -> sampler.Sample:
+            model = self._apply.model(params)
+            latents = batch["latents"] if "latents" in batch else self.tokenizer.encode(batch["video"], batch["camera"])
+            context = model.context(observe(batch, latents, cfg.chunks, cfg.frames_per_chunk))
+            keys = jax.vmap(_fold)(ids)
+            video_shape = (cfg.chunks, cfg.frames_per_chunk, len(cfg.target_views), cfg.patches, cfg.latent_channels)
+            action_shape = (cfg.chunks, cfg.action_horizon, cfg.action_dim)
+            video = action = None
+            if program.video == "given":
+                video = losses.future_latents(latents, cfg)
+            elif program.video == "generated":
+                video = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), video_shape))(keys)
+            if program.action == "given":
+                action = batch["action"]
+            elif program.action == "generated":
+                action = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), action_shape))(keys)
+            B, bits = ids.shape[0], (program.action_sees_video, program.video_sees_action)
+
+            def predict(x: sampler.Sample, sigma_video: Array, sigma_action: Array) -> sampler.Sample:
+                out = model.denoise(
+                    context,
+                    Noisy(
+                        video=x.video,
+                        sigma_video=jnp.full((B, cfg.chunks, cfg.frames_per_chunk), sigma_video),
+                        frame_mask=losses.frame_masks(batch, cfg),
+                        action=x.action,
+                        action_mask=batch["action_mask"],
+                        sigma_action=jnp.full((B, cfg.chunks), sigma_action),
+                        action_sees_video=jnp.full((B,), float(bits[0])),
+                        video_sees_action=jnp.full((B,), float(bits[1])),
+                    ),
+                )
+                return sampler.Sample(out.video, out.action)
+
+            return sampler.sample(predict, sampler.Sample(video, action), program, cfg.video_prediction)
+
+        return jax.jit(generate)
+
+    @functools.cached_property
+    def _decode(self):
+        cfg = self.config
+
+        def decode(video: Array, camera: Array) -> Array:
+            B = video.shape[0]
+            latents = jnp.moveaxis(video, 3, 1).reshape(B, len(cfg.target_views), -1, cfg.patches, cfg.latent_channels)
+            pixels = self.tokenizer.decode(latents, camera[:, np.array(cfg.target_views)], first=False)
+            return jnp.round(pixels * 255).astype(jnp.uint8)
+
+        return jax.jit(decode)
+
+    def pixels(self, sample: sampler.Sample, camera: np.ndarray) -> Array:
+        """Future latents [B, M, f, v, P, C] -> [B, v, T - 1, h, w, 3] uint8."""
+        return self._decode(sample.video, jnp.asarray(camera))
+
+    # ------------------------------------------------------------ observations to batches and back
+
+    def raw_actions(self, normalised: np.ndarray, observation: Mapping[str, Any]) -> np.ndarray:
+        """[K, A] normalised and padded -> [K, raw] in the robot's units; relative dimensions become absolute."""
+        robot = self.embodiment(observation["embodiment"])
+        spec = robot.spec
+        raw = robot.action.denormalize(normalised[:, : spec.action_dim])
+        for i, (name, kind) in enumerate(zip(spec.action_names, spec.action_kinds, strict=True)):
+            if kind == "relative":
+                raw[:, i] += np.asarray(observation["state"], np.float32)[spec.state_names.index(name)]
+        return raw
+
+    def _row(self, observation: Mapping[str, Any], actions: np.ndarray | None) -> dict[str, np.ndarray]:
+        """One batch row; ValueError names the field of the observation that is wrong."""
+        if missing := sorted({"images", "state", "instruction", "embodiment"} - set(observation)):
+            raise ValueError(f"the observation lacks {missing[0]!r}")
+        robot = self.embodiment(observation["embodiment"])
+        spec, cfg = robot.spec, self.config
+        h, w = self.tokenizer.image_size
+        frames = []
+        for camera in self.views:
+            if camera not in observation["images"]:
+                raise ValueError(f"observation.images lacks the camera {camera!r}; it needs {', '.join(self.views)}")
+            image = np.asarray(observation["images"][camera])
+            if image.shape != (h, w, 3) or image.dtype != np.uint8:
+                raise ValueError(
+                    f"observation.images[{camera!r}]: expected uint8 [{h}, {w}, 3], "
+                    f"got {image.dtype} {list(image.shape)}"
+                )
+            frames.append(image)
+        state = np.asarray(observation["state"], np.float32)
+        if state.shape != (spec.state_dim,) or not np.isfinite(state).all():
+            raise ValueError(
+                f"observation.state: expected {spec.state_dim} finite numbers ({', '.join(spec.state_names)}), "
+                f"got {state}"
+            )
+        text, text_mask = self.encode_text(str(observation["instruction"]))
+        row = {
+            "video": np.stack(frames)[:, None],
+            "frame_mask": np.ones(cfg.video_frames, bool),
+            "view_mask": np.ones(len(self.views), bool),
+            "camera": np.array([self.camera_table.index(c) for c in self.views], np.int32),
+            "video_time": self.frame_seconds,
+            "action_time": self.action_seconds[None],
+            "state": _pad(robot.state.normalize(state), cfg.state_dim)[None],
+            "state_mask": (np.arange(cfg.state_dim) < spec.state_dim)[None],
+            "action": np.zeros((1, cfg.action_horizon, cfg.action_dim), np.float32),
+            "action_mask": np.broadcast_to(
+                np.arange(cfg.action_dim) < spec.action_dim, (1, cfg.action_horizon, cfg.action_dim)
+            ),
+            "text": text,
+            "text_mask": text_mask,
+            "embodiment": np.int32(self._embodiments.index(robot)),
+        }
+        if actions is not None:
+            actions = np.asarray(actions, np.float32)
+            if actions.shape != (cfg.action_horizon, spec.action_dim) or not np.isfinite(actions).all():
+                raise ValueError(
+                    f"actions: expected finite [{cfg.action_horizon}, {spec.action_dim}], got {list(actions.shape)}"
+                )
+            row["action"] = _pad(robot.action.normalize(actions), cfg.action_dim)[None]
+        return row
+
+
+def _fold(ids: Array) -> Array:
+    key = jax.random.key(0)
+    for i in range(ids.shape[0]):
+        key = jax.random.fold_in(key, ids[i])
+    return key
+
+
+def _pad(x: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
+
+
+def _padded(rows: list, size: int) -> list:
+    if size < len(rows):
+        raise ValueError(f"batch_size {size} is smaller than the {len(rows)} observations")
+    return rows + rows[-1:] * (size - len(rows))
+
+
+def _embodiment(entry: dict[str, Any]) -> Embodiment:
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["spec"].items()}
+    normalizers = (Normalizer.from_json(entry[k]) if k in entry else None for k in ("state", "action"))
+    return Embodiment(EmbodimentSpec(**fields), *normalizers)
+
+
+def load_policy(directory: str | Path, *, step: int | None = None, unroll: bool = True) -> Policy:
+    """The newest (or the given) checkpoint of a run directory.
+
+    Args:
+      directory: what `--workdir` named in training.
+      step: a particular checkpoint.
+      unroll: unstack the layers: faster answers, slower first call.
+
+    Raises:
+      FileNotFoundError: no checkpoint there. ValueError: it is damaged or of another format.
+    """
+    return Policy(read_inference(directory, step), unroll=unroll)
