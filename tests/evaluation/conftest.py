@@ -172,7 +172,9 @@ def write_run(folder: pathlib.Path) -> pathlib.Path:
             }
         )
     )
-    (folder / "phases.json").write_text(json.dumps({"collect": 161.0, "train": 431.2, "evaluate": 120.5, "total": 712.7}))
+    (folder / "phases.json").write_text(
+        json.dumps({"collect": 161.0, "train": 431.2, "evaluate": 120.5, "total": 712.7})
+    )
     write_metrics(folder)
     write_training(folder)
     for kind in ("expert", "play"):

@@ -15,8 +15,8 @@ def join(parts: Iterable[str]) -> Html:
 
 
 def tag(name: str, /, *children: str, **attributes: str) -> Html:
-    """An element. Attributes: `class_` becomes class, other underscores become dashes; a void element has no children."""
-    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"' for key, value in attributes.items())
+    """An element; `class_` is written class, and a void element has no children."""
+    written = "".join(f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items())
     if name in ("img", "meta", "br"):
         return Html(f"<{name}{written}>")
     return Html(f"<{name}{written}>{join(children)}</{name}>")
@@ -69,7 +69,8 @@ body { margin: 0; background: #fff; color: var(--ink); font: 16px/1.55 system-ui
   "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 48px 40px 96px; }
 h1 { margin: 0; font-size: 34px; line-height: 1.2; letter-spacing: -0.015em; }
-h2 { margin: 64px 0 14px; padding-top: 14px; border-top: 2px solid var(--ink); font-size: 22px; letter-spacing: -0.01em; }
+h2 { margin: 64px 0 14px; padding-top: 14px; border-top: 2px solid var(--ink); font-size: 22px;
+  letter-spacing: -0.01em; }
 h3 { margin: 34px 0 8px; font-size: 16.5px; }
 p { max-width: 74ch; margin: 8px 0 14px; }
 .byline { margin: 8px 0 0; color: var(--soft); font-size: 14px; }
@@ -106,7 +107,8 @@ figcaption { margin-top: 7px; color: var(--soft); font-size: 13.5px; line-height
 .note { color: var(--soft); font-size: 14.5px; }
 details { margin: 12px 0; }
 summary { cursor: pointer; color: var(--accent); }
-pre { overflow-x: auto; padding: 14px 16px; background: var(--wash); border-radius: 6px; font-size: 12.5px; line-height: 1.5; }
+pre { overflow-x: auto; padding: 14px 16px; background: var(--wash); border-radius: 6px; font-size: 12.5px;
+  line-height: 1.5; }
 code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, "Liberation Mono", monospace; overflow-wrap: anywhere; }
 @media (max-width: 640px) { main { padding: 24px 16px 60px; } h1 { font-size: 27px; } }
 @media print { nav { display: none; } figure, table { break-inside: avoid; } }

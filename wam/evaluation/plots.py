@@ -97,7 +97,7 @@ def plot_rollout(
         raise ValueError("plot_rollout needs at least one video")
     shapes = {label: np.shape(video) for label, video in videos.items()}
     if len(set(shapes.values())) != 1 or len(seconds) != next(iter(shapes.values()))[0]:
-        raise ValueError(f"plot_rollout needs videos of one shape and a time for each frame: {shapes}, {len(seconds)} times")
+        raise ValueError(f"plot_rollout needs videos of one shape and a time a frame: {shapes}, {len(seconds)} times")
     frames = np.unique(np.linspace(0, len(seconds) - 1, min(columns, len(seconds))).round().astype(int))
     height, width = next(iter(videos.values())).shape[1:3]
     # One picture in one axes: as many axes as frames take seconds to lay out. Units are pixels of the videos.
@@ -192,7 +192,7 @@ def plot_actions(
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    points = [(row["step"], row[key]) for row in rows if row.get("split", "train") == split and row.get(key) is not None]
+    points = [(row["step"], row[key]) for row in rows if row["split"] == split and row.get(key) is not None]
     return np.array([step for step, _ in points]), np.array([value for _, value in points], float)
 
 
@@ -234,7 +234,7 @@ def plot_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Raises:
         ValueError: no training row.
     """
-    if not any(row.get("split", "train") == "train" for row in rows):
+    if not any(row["split"] == "train" for row in rows):
         raise ValueError("plot_learning_curves needs at least one row of training metrics")
     keys = dict.fromkeys(key for row in rows for key in row)
     terms = [t for t in ("video", "action", "policy", "inverse") if t in keys]
@@ -243,19 +243,21 @@ def plot_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ("Gradient norm", {"gradient norm": "grad_norm"} if "grad_norm" in keys else {}, (INK,)),
         ("Learning rate", {"learning rate": "learning_rate"} if "learning_rate" in keys else {}, (INK,)),
     ]
-    split = {group: sorted({k.split("/", 2)[2] for k in keys if f"/{group}/" in k}) for group in ("mode", "source", "sigma")}
+    groups = {"mode": "by mode", "source": "by source", "sigma": "by sigma"}
+    split = {group: sorted({key.split("/", 2)[2] for key in keys if f"/{group}/" in key}) for group in groups}
     for term in terms:
-        for group, said in (("mode", "by mode"), ("source", "by source"), ("sigma", "by noise level")):
+        for group, said in groups.items():
             names, labels = split[group], split[group]
             colors = itertools.cycle(CYCLE)
             if group == "sigma" and names:  # equal bins of 0..1, named by their index
                 names = sorted(names, key=int)
                 bins = 1 + int(names[-1])
-                labels = [f"σ {int(i) / bins:.2g}–{(int(i) + 1) / bins:.2g}" for i in names]
+                labels = [f"{int(i) / bins:.2g}-{(int(i) + 1) / bins:.2g}" for i in names]
                 colors = iter(mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(names))))
             # A name keeps its colour in every panel, also where others of its group are absent.
-            found = [entry for entry in zip(names, labels, colors, strict=False) if f"{term}/{group}/{entry[0]}" in keys]
-            curves = {label: f"{term}/{group}/{name}" for name, label, _ in found}
+            rest = zip((f"{term}/{group}/{name}" for name in names), labels, colors, strict=False)
+            found = [(key, label, color) for key, label, color in rest if key in keys]
+            curves = {label: key for key, label, _ in found}
             panels.append((f"{term.capitalize()} loss {said}", curves, [color for *_, color in found]))
     panels = [panel for panel in panels if panel[1]]
     lines = -(-len(panels) // 3)

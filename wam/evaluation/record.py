@@ -26,7 +26,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged (line {error.lineno}: {error.msg}); delete it and evaluate again") from None
+        raise ValueError(f"{path} is damaged (line {error.lineno}: {error.msg}); delete it and run again") from None
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -57,7 +57,9 @@ class RunRecord:
         """Raises FileNotFoundError for a directory that is no evaluated run, ValueError for a damaged file."""
         folder = Path(workdir)
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is not a run directory (no config.json); name the --workdir of a training run")
+            raise FileNotFoundError(
+                f"{folder} is no run directory (no config.json); name the --workdir of a training run"
+            )
         if not (folder / "metrics.json").is_file():
             command = EVALUATE.format(workdir=folder)
             raise FileNotFoundError(f"{folder} is not evaluated yet (no metrics.json); run `{command}` first")
@@ -99,13 +101,13 @@ class RunRecord:
 def percent(result: dict[str, Any] | None) -> str:
     """`95 [91, 97]`: success and its 95 % interval in percent; a dash if it was not measured."""
     if result is None:
-        return "–"
+        return "-"
     low, high = result["ci95"]
     return f"{100 * result['success']:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def duration(seconds: float) -> str:
@@ -134,13 +136,13 @@ def summary_table(run: RunRecord) -> str:
         line("all tasks", [percent(closed[name]) for name in shown], 15)
     if dynamics := metrics.get("forward_dynamics"):
         heading("forward dynamics, dB", [*CASE_NAMES.values(), "win rate"], 11)
-        for kind, result in dynamics.items():
+        for kind, result in sorted(dynamics.items()):
             for metric, said in (("psnr", "whole frame"), ("moving", "moving region")):
                 cells = [number(result.get(metric, {}).get(case)) for case in CASE_NAMES]
                 line(f"{kind}, {said}", [*cells, number(result.get("win_rate")) if metric == "moving" else ""], 11)
     if inverse := metrics.get("inverse_dynamics"):
         heading("inverse dynamics, R²", ["right video", "wrong video", "policy mode", "gripper"], 15)
-        for kind, result in inverse.items():
+        for kind, result in sorted(inverse.items()):
             line(kind, [number(result.get(key)) for key in ("r2", "r2_wrong_video", "policy_r2", "r2_gripper")], 15)
     lines.append("")
     if tokenizer := metrics.get("tokenizer"):

@@ -61,9 +61,7 @@ def animation_uri(panels: Sequence[np.ndarray], seconds: Sequence[float], *, slo
     lengths = np.diff(np.asarray(seconds)[keep]) * 1000 * slow
     durations = [max(20, int(length)) for length in lengths] + [900]
     data = io.BytesIO()
-    first.save(
-        data, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, quality=82, method=3, minimize_size=False
-    )
+    first.save(data, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, quality=82, method=3)
     return data_uri(data.getvalue(), "webp")
 
 
