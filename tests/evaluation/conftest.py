@@ -11,8 +11,9 @@ MODES = ("joint", "async", "independent", "policy", "forward", "inverse", "video
 SOURCES = ("expert", "play", "egocentric")
 NAMES = ("x", "y", "z", "gripper")
 CASES = {"true": 29.0, "shuffled": 26.0, "zero": 26.2, "copy_last": 24.0, "ceiling": 34.0}
+TRAIN = {"steps": 2000, "seconds": 431.2, "step_ms_median": 201.3, "data_wait_share": 0.012, "parameters": 4_210_000}
 HORIZON = 16
-HZ = 20.0
+HZ = 80.0
 
 
 def scene(positions: np.ndarray, size: int = 48, noise: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -47,7 +48,7 @@ def write_metrics(folder: pathlib.Path) -> None:
     for name, rate in rates.items():
         tasks = {task: success(int(rng.binomial(20, rate)), 20) for task in TASKS}
         closed[name] = success(sum(t["successes"] for t in tasks.values()), 20 * len(TASKS)) | {"tasks": tasks}
-    decay = np.linspace(1, 0.8, 8)
+    decay = np.array([1.0, 0.9])
     kind = {
         "psnr": CASES,
         "ssim": {case: value / 36 for case, value in CASES.items()},
@@ -56,7 +57,7 @@ def write_metrics(folder: pathlib.Path) -> None:
             metric: {case: ((value - shift) * scale * decay).tolist() for case, value in CASES.items()}
             for metric, shift, scale in (("psnr", 0, 1), ("ssim", 0, 1 / 36), ("moving", 8, 1))
         },
-        "seconds": (np.arange(1, 9) / 10).tolist(),
+        "seconds": [0.1, 0.2],
         "win_rate": 0.93,
         "windows": 128,
     }
@@ -68,7 +69,7 @@ def write_metrics(folder: pathlib.Path) -> None:
             "play": {"r2": 0.42, "r2_wrong_video": -0.31, "policy_r2": 0.01, "r2_gripper": 0.12},
         },
         "tokenizer": {"psnr": 34.1},
-        "train": {"steps": 2000, "seconds": 431.2, "step_ms_median": 201.3, "data_wait_share": 0.012, "parameters": 4_210_000},
+        "train": TRAIN,
         "phases": {"collect": 161.0, "train": 431.2, "evaluate": 120.5},
         "verdicts": [
             "The dynamics obey: the moving region of expert data is predicted 3.0 dB better with true actions.",
@@ -113,7 +114,7 @@ def write_training(folder: pathlib.Path) -> None:
     )
 
 
-def write_dynamics(folder: pathlib.Path, kind: str, windows: int = 8, frames: int = 9) -> None:
+def write_dynamics(folder: pathlib.Path, kind: str, windows: int = 8, frames: int = 3) -> None:
     rng = np.random.default_rng(2)
     paths = [path(frames, rng) for _ in range(windows)]
     real = np.stack([scene(p) for p in paths])
@@ -134,26 +135,27 @@ def write_dynamics(folder: pathlib.Path, kind: str, windows: int = 8, frames: in
     )
 
 
-def write_episode(folder: pathlib.Path, mode: str, task: str, steps: int = 60) -> None:
+def write_episode(folder: pathlib.Path, mode: str, task: str, steps: int = 96) -> None:
     rng = np.random.default_rng(3)
     where = path(steps + 1, rng)
     executed = np.concatenate([np.sin(np.arange(steps)[:, None] / (6 + np.arange(3))), np.ones((steps, 1))], 1)
-    chunk_step = np.arange(0, steps, HORIZON // 2)
+    chunk_step = np.arange(0, steps, HORIZON)
     ahead = chunk_step[:, None] + np.arange(HORIZON)
     arrays = {
-        "frames": scene(where[::2]),
-        "frame_step": np.arange(0, steps + 1, 2),
+        "frames": scene(where[::4]),
+        "frame_step": np.arange(0, steps + 1, 4),
         "predicted": (executed[np.minimum(ahead, steps - 1)] + 0.05).astype(np.float32),
         "executed": executed.astype(np.float32),
         "chunk_step": chunk_step,
-        "success": True,
+        "success": task != TASKS[1],
         "instruction": f"{task} <now> & then stop",
-        "layout_index": 7,
+        "layout_index": 0,
+        "action_names": np.array(NAMES),
     }
     if mode == "joint":
-        at = np.minimum(chunk_step[:, None] + np.arange(1, 9) * 2, steps)
+        at = np.minimum(chunk_step[:, None] + np.array([8, 16]), steps)
         arrays["imagined"] = np.stack([scene(where[index], noise=6) for index in at])
-        arrays["imagined_seconds"] = np.arange(1, 9, dtype=np.float32) * 2 / HZ
+        arrays["imagined_seconds"] = np.array([0.1, 0.2], np.float32)
     np.savez_compressed(folder / f"episode_{mode}_{task}.npz", **arrays)
 
 
@@ -163,10 +165,12 @@ def write_run(folder: pathlib.Path) -> pathlib.Path:
     (folder / "config.json").write_text(
         json.dumps(
             {
-                "config": {"model": {"width": 256, "depth": 6}, "data": {"tasks": list(TASKS)}, "seed": 0},
-                "git": "0123456789abcdef0123456789abcdef01234567",
+                "asked": {"train": {"steps": 3000, "seed": 0}, "collect": {"tasks": list(TASKS)}},
+                "config": {"train": {"steps": 2000, "seed": 0}, "collect": {"tasks": list(TASKS)}},
+                "git": "0123456789ab+",
                 "versions": {"python": "3.11.9", "jax": "0.10.2", "flax": "0.12.8"},
                 "chip": "cpu",
+                "date": "2030-01-02",
                 "cores": 2,
                 "command": "python -m experiments.train --config=experiments/configs/demo.py --workdir=runs/demo",
             }

@@ -9,13 +9,16 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+
+P = ParamSpec("P")
 
 # The palette of Okabe and Ito, and one colour a role: the same thing has the same colour in every figure.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#AA4499", "#56B4E9"
@@ -63,13 +66,19 @@ STYLE = {
 WIDTH = 10.0
 
 
-def _styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Figure:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context(STYLE):
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def save(figure: Figure, target: str | Path | BinaryIO, **options: Any) -> None:
+    """`figure.savefig` in the style of this module; equal figures give equal files."""
+    with mpl.rc_context(STYLE):
+        figure.savefig(target, **options)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -100,27 +109,31 @@ def plot_rollout(
         raise ValueError(f"plot_rollout needs videos of one shape and a time a frame: {shapes}, {len(seconds)} times")
     frames = np.unique(np.linspace(0, len(seconds) - 1, min(columns, len(seconds))).round().astype(int))
     height, width = next(iter(videos.values())).shape[1:3]
-    # One picture in one axes: as many axes as frames take seconds to lay out. Units are pixels of the videos.
-    gap, below = width // 24 + 1, width // 6 + 1
-    pitch_x, pitch_y = width + gap, height + below
-    canvas = np.full((len(videos) * pitch_y - below, len(frames) * pitch_x - gap, 3), 255, np.uint8)
-    scale = min((WIDTH - 0.3) / canvas.shape[1], 2.0 / width)
-    wide, high = scale * canvas.shape[1], scale * canvas.shape[0]
-    total_wide, total_high = wide + 0.3, high + 0.4
-    figure = Figure(figsize=(total_wide, total_high))
-    ax = figure.add_axes((0.28 / total_wide, 0.2 / total_high, wide / total_wide, high / total_high))
+    # One picture in one axes: as many axes as frames take seconds to lay out. Its units are the videos' pixels.
+    cell = min((WIDTH - 0.3) / len(frames), 2.0)  # inches from frame to frame
+    pitch_x, pitch_y = width + width // 24 + 1, height + round(0.19 * width / cell) + 1
+    canvas = np.full((len(videos) * pitch_y - (pitch_y - height), len(frames) * pitch_x, 3), 255, np.uint8)
+    wide, high = cell * len(frames), cell * canvas.shape[0] / pitch_x
+    left, top, bottom = 0.28, 0.22, 0.2
+    figure = Figure(figsize=(left + wide, top + high + bottom))
+    ax = figure.add_axes((left / (left + wide), bottom / (top + high + bottom), wide / (left + wide),
+                          high / (top + high + bottom)))  # fmt: skip
+
+    def write(text: str, x: float, y: float, shift: tuple[float, float], **style: Any) -> None:
+        ax.annotate(text, (x - 0.5, y - 0.5), xytext=shift, textcoords="offset points", annotation_clip=False, **style)
+
     for row, (label, video) in enumerate(videos.items()):
-        top = row * pitch_y
-        ax.text(-gap, top + height / 2, label, rotation=90, ha="right", va="center", fontweight="bold")
+        y = row * pitch_y
+        write(label, 0, y + height / 2, (-4, 0), rotation=90, ha="right", va="center", fontweight="bold")
         for column, frame in enumerate(frames):
-            left = column * pitch_x
-            canvas[top : top + height, left : left + width] = video[frame]
+            x = column * pitch_x
+            canvas[y : y + height, x : x + width] = video[frame]
+            if row == 0:
+                write(f"{seconds[frame]:.2f} s", x + width / 2, 0, (0, 3), ha="center", va="bottom", fontsize=8.5)
             if reference in videos and label != reference:
                 value = psnr(video[frame], videos[reference][frame])
                 said = "equal" if np.isinf(value) else f"{value:.1f} dB"
-                ax.text(left + width / 2, top + height + 1, said, ha="center", va="top", fontsize=8, color=GREY)
-    for column, frame in enumerate(frames):
-        ax.text(column * pitch_x + width / 2, -gap, f"{seconds[frame]:.2f} s", ha="center", va="bottom", fontsize=8.5)
+                write(said, x + width / 2, y + height, (0, -2), ha="center", va="top", fontsize=8, color=GREY)
     ax.imshow(canvas, interpolation="nearest", aspect="auto")
     ax.set_axis_off()
     return figure
@@ -328,6 +341,8 @@ def plot_dynamics(forward_dynamics: Mapping[str, Any]) -> Figure:
                     marker = "." if case in ("true", "shuffled", "zero") else ""
                     ax.plot(result["seconds"], values, ls=line, marker=marker, color=color, label=said)
             ax.set(ylabel=label, xlabel="horizon (s)", title=f"{kind.capitalize()} data")
+            if len(result["seconds"]) <= 6:
+                ax.set_xticks(result["seconds"])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure

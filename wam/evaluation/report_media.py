@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from wam.evaluation.plots import Figure, save
 
 GAP = 4
 """White pixels between the panels of an animation."""
@@ -40,9 +38,9 @@ def figure_uri(figure: Figure, *, pixels: bool = False) -> str:
     """A figure as SVG, or (`pixels`, for figures made of photographs) as WebP at twice the page's resolution."""
     data = io.BytesIO()
     if not pixels:
-        figure.savefig(data, format="svg", metadata={"Date": None})
+        save(figure, data, format="svg", metadata={"Date": None})
         return data_uri(data.getvalue(), "svg+xml")
-    figure.savefig(data, format="webp", dpi=200, pil_kwargs={"quality": 88})
+    save(figure, data, format="webp", dpi=200, pil_kwargs={"quality": 88})
     return data_uri(data.getvalue(), "webp")
 
 
