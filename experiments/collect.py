@@ -2,19 +2,20 @@
 
     python -m experiments.collect --config=experiments/configs/demo.py --out=runs/demo/data
 
-Reads two parts of the config: `config.collect` (the fields of `CollectConfig`) and `config.sim` (name, cameras, render).
+Reads two parts of the config: `config.collect` (fields of `CollectConfig`) and `config.sim` (name, cameras, render).
 Any of them can be set on the command line, for instance `--config.collect.episodes.train.expert=10`.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines.collect.collect import CollectConfig, CollectionError, collect
+from data_pipelines.collect.collect import CollectConfig, collect
 from experiments import cli
 from wam.envs import env_factory
 from wam.envs.metaworld import SPLIT_SEEDS
@@ -28,7 +29,9 @@ def collect_config(config: ConfigDict) -> CollectConfig:
     for part in ("collect", "sim"):
         if part not in config:
             raise ValueError(f"the config has no `{part}`: collection needs config.collect and config.sim")
-    fields = dict(config.collect.to_dict(), layout_seeds=dict(SPLIT_SEEDS), cameras=tuple(config.sim.cameras))
+    fields = dict(
+        config.collect.to_dict(), layout_seeds=dict(SPLIT_SEEDS), cameras=tuple(config.sim.get("cameras", ()))
+    )
     fields["tasks"] = tuple(fields.get("tasks", ()))
     try:
         return CollectConfig(**fields)
@@ -38,9 +41,8 @@ def collect_config(config: ConfigDict) -> CollectConfig:
 
 def table(result: dict) -> str:
     """One line for every task of every store."""
-    lines = [
-        f"{'store':18s} {'task':26s} {'episodes':>8s} {'solved':>6s} {'steps':>6s} {'imitate':>7s} {'images':>6s} {'MB':>6s}"
-    ]
+    numbers = ("episodes", "solved", "steps", "imitate", "images")
+    lines = [f"{'store':18s} {'task':26s} " + " ".join(f"{name:>8s}" for name in (*numbers, "MB"))]
     totals: collections.Counter = collections.Counter()
     for row in result["rows"]:
         totals.update({key: row[key] for key in ("episodes", "successes", "steps", "imitate_steps", "images", "bytes")})
@@ -53,10 +55,8 @@ def table(result: dict) -> str:
 
 
 def _line(store: str, task: str, row: dict) -> str:
-    return (
-        f"{store:18s} {task:26s} {row['episodes']:8d} {row['successes']:6d} {row['steps']:6d} "
-        f"{row['imitate_steps']:7d} {row['images']:6d} {row['bytes'] / 1e6:6.1f}"
-    )
+    counts = " ".join(f"{row[key]:8d}" for key in ("episodes", "successes", "steps", "imitate_steps", "images"))
+    return f"{store:18s} {task:26s} {counts} {row['bytes'] / 1e6:8.1f}"
 
 
 def main(argv: list[str]) -> None:
@@ -66,10 +66,9 @@ def main(argv: list[str]) -> None:
     try:
         sim = config.get("sim", ConfigDict()).to_dict()
         make_env = env_factory(sim.get("name"), sim.get("render", {}))
-        result = collect(
-            _OUT.value, collect_config(config), make_env, {"name": sim["name"], "render": sim.get("render", {})}
-        )
-    except (ValueError, OSError, ImportError, RuntimeError, CollectionError) as error:
+        simulator = {"name": sim["name"], "render": dataclasses.asdict(make_env.keywords["render"])}
+        result = collect(_OUT.value, collect_config(config), make_env, simulator)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"collect: {error}")
     print(table(result))
 

@@ -118,7 +118,10 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "seconds": round(time.perf_counter() - start, 1),
         "max_steps": args.max_steps,
-        "seeds": {"train_layouts": metaworld.SPLIT_SEEDS["train"], "validation_layouts": metaworld.SPLIT_SEEDS["validation"]},
+        "seeds": {
+            "train_layouts": metaworld.SPLIT_SEEDS["train"],
+            "validation_layouts": metaworld.SPLIT_SEEDS["validation"],
+        },
         "rows": rows,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 import multiprocessing
-import os
 import pathlib
 import shutil
 import time
@@ -29,7 +28,8 @@ from data_pipelines.collect.layouts import SOURCES, check_disjoint, layout_seed
 from data_pipelines.collect.play import play_episode
 from data_pipelines.collect.recorder import Env
 from data_pipelines.collect.scripted import CLEAN, Perturbation, expert_episode, without_actions
-from data_pipelines.store import ClipStore, Episode, ShardWriter, finish_store, finished_shards
+from data_pipelines.episode import Episode
+from data_pipelines.store import ClipStore, ShardWriter, finish_store, finished_shards
 
 MakeEnv = Callable[[str, Sequence[str]], Env]
 
@@ -84,7 +84,10 @@ class CollectConfig:
     def sources(self) -> list[tuple[str, str, int]]:
         """(split, source, episodes per task) of everything to collect."""
         return [
-            (split, source, count) for split, sources in self.episodes.items() for source, count in sources.items() if count
+            (split, source, count)
+            for split, sources in self.episodes.items()
+            for source, count in sources.items()
+            if count
         ]
 
     def to_json(self) -> dict:
@@ -216,7 +219,7 @@ def _check_same(root: pathlib.Path, identity: Mapping[str, Mapping]) -> None:
 def _write_json(path: pathlib.Path, data: dict) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def collect(root, config: CollectConfig, make_env: MakeEnv, simulator: Mapping[str, Any]) -> dict:
@@ -242,10 +245,11 @@ def collect(root, config: CollectConfig, make_env: MakeEnv, simulator: Mapping[s
     pool = concurrent.futures.ProcessPoolExecutor(config.processes, mp_context=context)
     try:
         sampled = [pool.submit(_sample_layouts, config, make_env, task) for task in config.tasks]
-        layouts, image_shapes = zip(*(future.result() for future in sampled))
-        layouts = dict(zip(config.tasks, layouts))
+        layouts, image_shape = {}, ()
+        for task, future in zip(config.tasks, sampled, strict=True):
+            layouts[task], image_shape = future.result()
         root.mkdir(parents=True, exist_ok=True)
-        _check_space(root, config, image_shapes[0])
+        _check_space(root, config, image_shape)
         if not (root / "collection.json").exists():
             _write_json(root / "collection.json", identity)
         jobs = _jobs(config, layouts)
@@ -280,7 +284,14 @@ def _jobs(config: CollectConfig, layouts: Mapping[str, Mapping[str, np.ndarray]]
     return sorted(jobs, key=lambda job: (config.tasks.index(job.task), job.source == "ego"))
 
 
-def _run_all(pool, root: pathlib.Path, config: CollectConfig, make_env: MakeEnv, jobs: Sequence[Job], todo: Sequence[Job]) -> dict[tuple[str, str, str], float]:
+def _run_all(
+    pool: concurrent.futures.Executor,
+    root: pathlib.Path,
+    config: CollectConfig,
+    make_env: MakeEnv,
+    jobs: Sequence[Job],
+    todo: Sequence[Job],
+) -> dict[tuple[str, str, str], float]:
     """Runs `todo` and returns {(split, source, task): seconds}, summed over processes."""
     futures = {pool.submit(_run, root, config, make_env, job): job for job in todo}
     seconds: dict[tuple[str, str, str], float] = {}
@@ -313,8 +324,8 @@ def _summary(root: pathlib.Path, split: str, source: str, seconds: Mapping[tuple
         if task not in rows:
             counts = dict.fromkeys(("episodes", "successes", "steps", "imitate_steps", "images"), 0)
             size = sum(s["bytes"] for name, s in store.manifest["shards"].items() if name.rsplit("-", 1)[0] == task)
-            spent = seconds.get((split, source, task))
-            rows[task] = {"split": split, "source": source, "task": task, **counts, "bytes": size, "process_seconds": spent}
+            rows[task] = {"split": split, "source": source, "task": task, **counts, "bytes": size}
+            rows[task]["process_seconds"] = seconds.get((split, source, task))
         row, (first, last) = rows[task], index.anchors[i]
         owned = None if index.is_last[i] else index.frame_step[i][last]  # steps before the next clip begins
         row["imitate_steps"] += int(index.imitate[i][:owned].sum())

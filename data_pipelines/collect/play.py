@@ -1,4 +1,4 @@
-"""Play: smooth random motion. Its actions say nothing about the task, so a model of their effect has to look at them."""
+"""Play: smooth random motion. The task does not predict its actions, so a model of their effect must read them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.collect.recorder import Env, Recorder
-from data_pipelines.store import Episode
+from data_pipelines.episode import Episode
 
 _APPROACH_PROBABILITY = 0.6
 _APPROACH_STEPS = (5, 70)

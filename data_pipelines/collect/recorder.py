@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipelines.store import Episode
+from data_pipelines.episode import Episode
 from wam.batch import EmbodimentSpec
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.collect.recorder import Env, Recorder
-from data_pipelines.store import Episode
+from data_pipelines.episode import Episode
 
 
 @dataclasses.dataclass(frozen=True)

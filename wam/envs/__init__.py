@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from wam.envs import metaworld
 
 
-def env_factory(name: str, render: Mapping[str, Any], max_steps: int = 500) -> Callable[..., metaworld.MetaWorldEnv]:
+def env_factory(
+    name: str, render: Mapping[str, Any], max_steps: int = 500
+) -> functools.partial[metaworld.MetaWorldEnv]:
     """`make_env(task, cameras)` of the simulator `name`, picklable, so that worker processes can be given it.
 
     `render` holds the simulator's render settings. Raises ValueError for an unknown simulator or setting.

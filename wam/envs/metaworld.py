@@ -92,6 +92,7 @@ TASKS = tuple(INSTRUCTIONS)
 
 # The native corner2 is far away and turned by half a circle: moved closer here, and turned upright after rendering.
 _CORNER2_POSITION = (0.75, 0.075, 0.7)
+_SMALL_MESH = 1000  # triangles
 _VISIBLE_SPACE = np.array([[-0.3, 0.45, 0.06], [0.3, 0.9, 0.35]])
 _UPSIDE_DOWN = ("corner2", "corner3", "corner4", "corner")
 
@@ -106,6 +107,9 @@ class RenderConfig:
     """Shadows and reflections: about five times slower without a GPU."""
     multisample: int = 0
     """Samples per pixel of anti-aliasing."""
+    mesh_resolution: float = 0.005
+    """Metres; details of the drawn meshes below it are merged (0: keep all). The arm has 60 000 triangles, most smaller
+    than a pixel, and they are what drawing costs without a GPU. The physics does not change."""
     goal_marker: bool = True
     """Draw the small sphere at the goal. Tasks like reach cannot be solved without it; others show their goal by the
     scene, and some (faucet-open, faucet-close) can then be told apart by the instruction alone."""
@@ -279,7 +283,8 @@ def _no_rendering(error: Exception) -> RuntimeError:
     package = "libosmesa6" if backend == "osmesa" else "libegl1 libgl1-mesa-dri"
     return RuntimeError(
         f"MuJoCo cannot render with MUJOCO_GL={backend} ({str(error).strip()}): install its graphics library "
-        f"(apt-get install {package}), or set MUJOCO_GL=egl, or MUJOCO_GL=disable to run without images"
+        f"(apt-get install {package}), or set MUJOCO_GL=egl before mujoco is first imported, or MUJOCO_GL=disable to "
+        "run without images"
     )
 
 
@@ -301,6 +306,9 @@ def _make_renderer(model: mujoco.MjModel, config: RenderConfig) -> mujoco.Render
     import mujoco
 
     model.camera("corner2").pos = _CORNER2_POSITION
+    if config.mesh_resolution > 0:
+        for mesh in np.flatnonzero(model.mesh_facenum > _SMALL_MESH):
+            _simplify_mesh(model, mesh, config.mesh_resolution)
     model.vis.quality.offsamples = config.multisample
     model.vis.global_.offwidth = model.vis.global_.offheight = config.size
     if not config.shadows:
@@ -319,3 +327,22 @@ def _make_renderer(model: mujoco.MjModel, config: RenderConfig) -> mujoco.Render
         renderer.scene.flags[flag] = config.shadows
     atexit.register(renderer.close)  # a context left to the interpreter's shutdown prints errors
     return renderer
+
+
+def _simplify_mesh(model: mujoco.MjModel, mesh: int, resolution: float) -> None:
+    """Lets all vertices in one cell of a grid share one of them and drops the triangles that collapse.
+
+    Only drawing reads `mesh_face`: collisions work on the vertices and their convex hull, which stay as they are.
+    """
+    vertices = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]]
+    cells = np.round(vertices / resolution).astype(np.int64)
+    _, first, cell = np.unique(cells, axis=0, return_index=True, return_inverse=True)
+    start, count = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
+    faces = first[cell.reshape(-1)][model.mesh_face[start : start + count]]
+    _, kept = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)  # one of each
+    a, b, c = faces[kept].T
+    kept = np.sort(kept[(a != b) & (b != c) & (c != a)])
+    model.mesh_face[start : start + len(kept)] = faces[kept]
+    for per_face in (model.mesh_facenormal, model.mesh_facetexcoord):
+        per_face[start : start + len(kept)] = per_face[start + kept]
+    model.mesh_facenum[mesh] = len(kept)
