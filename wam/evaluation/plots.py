@@ -110,7 +110,7 @@ def plot_rollout(
     frames = np.unique(np.linspace(0, len(seconds) - 1, min(columns, len(seconds))).round().astype(int))
     height, width = next(iter(videos.values())).shape[1:3]
     # One picture in one axes: as many axes as frames take seconds to lay out. Its units are the videos' pixels.
-    cell = min((WIDTH - 0.3) / len(frames), 2.0)  # inches from frame to frame
+    cell = min((WIDTH - 0.3) / len(frames), 1.55)  # inches from frame to frame
     pitch_x, pitch_y = width + width // 24 + 1, height + round(0.19 * width / cell) + 1
     canvas = np.full((len(videos) * pitch_y - (pitch_y - height), len(frames) * pitch_x, 3), 255, np.uint8)
     wide, high = cell * len(frames), cell * canvas.shape[0] / pitch_x
@@ -195,6 +195,10 @@ def plot_actions(
         ax.set_ylabel(name)
         ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.margins(x=0.01)
+        # A nearly constant dimension would fill the panel with its noise: show a fifth of its size at least.
+        low, high = ax.get_ylim()
+        room = max(0.0, 0.2 * max(abs(low), abs(high)) - (high - low)) / 2
+        ax.set_ylim(low - room, high + room)
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     for ax in axes[-1]:
