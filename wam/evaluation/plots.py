@@ -237,6 +237,7 @@ def _curves(ax: Axes, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str]
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.set_xlabel("step")
 
 

@@ -107,7 +107,9 @@ def percent(result: dict[str, Any] | None) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.1e}"
 
 
 def duration(seconds: float) -> str:

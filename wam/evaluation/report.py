@@ -88,7 +88,9 @@ def _tiles(run: RunRecord) -> Html:
         tile("success, policy mode", f"{100 * policy['success']:.0f}\u00a0%", said)
     for kind, result in sorted(metrics.get("forward_dynamics", {}).items()):
         gain = result["moving"]["true"] - result["moving"]["shuffled"]
-        tile(f"action gain, {kind}", f"{gain:+.1f}\u00a0dB", "moving region, true over shuffled actions")
+        tile(
+            f"action gain, {kind}", f"{round(gain, 1) + 0.0:+.1f}\u00a0dB", "moving region, true over shuffled actions"
+        )
     if inverse := metrics.get("inverse_dynamics", {}).get("expert"):
         said = f"R² on expert data; {inverse['r2_wrong_video']:.2f} with a wrong video"
         tile("inverse dynamics", f"{inverse['r2']:.2f}", said)

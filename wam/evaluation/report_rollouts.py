@@ -93,7 +93,7 @@ def imagined_parts(arrays: Arrays, budget: Budget, count: int = 6) -> list[Html]
     for i in chosen:
         videos = {"real": arrays["real"][i], "true actions": arrays["true"][i], "shuffled": arrays["shuffled"][i]}
         cards.append(_animation(videos, seconds, slow, f"{tasks[i]}, window {i}.", budget))
-    for i in chosen[: 2 if len(seconds) <= 5 else 1]:  # short strips go in pairs
+    for i in chosen[: 2 if len(seconds) <= 3 else 1]:  # short strips go in pairs
         videos = {case: arrays[case][i] for case in ("real", "true", "shuffled", "zero", "ceiling")}
         caption = f"{tasks[i]}, window {i}. The frame at 0.00 s is observed; PSNR against the real frame."
         strips.append(_strip(videos, seconds, caption, budget))
