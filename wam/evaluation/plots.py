@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec
 
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 P = ParamSpec("P")
+Numbers = Sequence[float] | np.ndarray
 
 # The palette of Okabe and Ito, and one colour a role: the same thing has the same colour in every figure.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#AA4499", "#56B4E9"
@@ -38,7 +39,7 @@ POLICIES = {
     "blind_replay": ("blind replay", ORANGE, "^"),
     "random": ("random actions", GREY, "v"),
 }
-STYLE = {
+STYLE: Any = {
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -50,7 +51,6 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": mpl.cycler(color=CYCLE),
     "grid.color": PALE,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
@@ -89,7 +89,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 @_styled
 def plot_rollout(
-    videos: Mapping[str, np.ndarray], seconds: Sequence[float], *, reference: str = "real", columns: int = 9
+    videos: Mapping[str, np.ndarray], seconds: Numbers, *, reference: str = "real", columns: int = 9
 ) -> Figure:
     """Film strip: one row a video, one column a moment, with the PSNR against the reference below each frame.
 
@@ -146,7 +146,7 @@ def plot_actions(
     names: Sequence[str],
     control_hz: float | None,
     *,
-    chunk_steps: Sequence[int] | None = None,
+    chunk_steps: Numbers | None = None,
     executed_label: str = "executed",
 ) -> Figure:
     """Predicted action chunks over the executed actions, one panel a dimension.
@@ -266,14 +266,14 @@ def plot_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for term in terms:
         for group, said in groups.items():
             names, labels = split[group], split[group]
-            colors = itertools.cycle(CYCLE)
+            hues: Iterator[Any] = itertools.cycle(CYCLE)
             if group == "sigma" and names:  # equal bins of 0..1, named by their index
                 names = sorted(names, key=int)
                 bins = 1 + int(names[-1])
                 labels = [f"{int(i) / bins:.2g}-{(int(i) + 1) / bins:.2g}" for i in names]
-                colors = iter(mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(names))))
+                hues = iter(mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(names))))
             # A name keeps its colour in every panel, also where others of its group are absent.
-            rest = zip((f"{term}/{group}/{name}" for name in names), labels, colors, strict=False)
+            rest = zip((f"{term}/{group}/{name}" for name in names), labels, hues, strict=False)
             found = [(key, label, color) for key, label, color in rest if key in keys]
             curves = {label: key for key, label, _ in found}
             panels.append((f"{term.capitalize()} loss {said}", curves, [color for *_, color in found]))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from wam.evaluation.plots import Figure, save
+from wam.evaluation.plots import Figure, Numbers, save
 
 GAP = 4
 """White pixels between the panels of an animation."""
@@ -44,7 +44,7 @@ def figure_uri(figure: Figure, *, pixels: bool = False) -> str:
     return data_uri(data.getvalue(), "webp")
 
 
-def animation_uri(panels: Sequence[np.ndarray], seconds: Sequence[float], *, slow: float = 1.0) -> str:
+def animation_uri(panels: Sequence[np.ndarray], seconds: Numbers, *, slow: float = 1.0) -> str:
     """A looping WebP of videos side by side, in step with each other.
 
     Args:
@@ -63,7 +63,7 @@ def animation_uri(panels: Sequence[np.ndarray], seconds: Sequence[float], *, slo
     return data_uri(data.getvalue(), "webp")
 
 
-def slowdown(seconds: Sequence[float], wanted: float) -> int:
+def slowdown(seconds: Numbers, wanted: float) -> int:
     """How many times slower a video must play to last `wanted` seconds; 1 if it is long enough."""
     length = float(seconds[-1]) - float(seconds[0])
     return max(1, min(20, round(wanted / length))) if length > 0 else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -27,18 +27,18 @@ def control_hz(run: RunRecord) -> float | None:
 
 
 def _action_names(arrays: Arrays, count: int) -> list[str]:
-    """The names stored beside the actions; older recordings have none, so they are numbered."""
+    """The names stored beside the actions, or numbers where a recording has none."""
     return [str(name) for name in arrays.get("action_names", [f"action {i}" for i in range(count)])]
 
 
-def _animation(videos: Arrays, seconds: Sequence[float], slow: int, caption: str, budget: Budget) -> Html:
+def _animation(videos: Arrays, seconds: np.ndarray, slow: int, caption: str, budget: Budget) -> Html:
     uri = animation_uri(list(videos.values()), seconds, slow=slow)
     if not budget.take(uri):
         return note(f"{caption} Video left out: the page has reached its size limit.")
     return figure(uri, caption, alt=", ".join(videos), labels=list(videos) if len(videos) > 1 else ())
 
 
-def _strip(videos: Arrays, seconds: Sequence[float], caption: str, budget: Budget) -> Html:
+def _strip(videos: Arrays, seconds: np.ndarray, caption: str, budget: Budget) -> Html:
     strip = plots.plot_rollout(videos, seconds)
     uri = figure_uri(strip, pixels=True)
     if not budget.take(uri):
