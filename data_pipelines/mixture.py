@@ -183,7 +183,7 @@ def _fill(source, place: Callable, out: queue.Queue, stop: threading.Event) -> N
     while not stop.is_set():
         try:
             item = (place(next(source)), source.get_state(), None)
-        except Exception as error:  # noqa: BLE001 (handed to the consumer, who raises it)
+        except Exception as error:
             item = (None, None, error)
         while not stop.is_set():
             try:

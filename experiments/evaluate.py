@@ -98,7 +98,7 @@ class Evaluation:
         directory = self.workdir / "eval"
         directory.mkdir(exist_ok=True)
         np.savez_compressed(directory / f"episode_{mode}_{episode.task}.npz", **fields, success=episode.success,
-                            layout_index=episode.layout)  # fmt: skip
+                            layout_index=episode.layout, action_names=np.array(self.policy.action_names))  # fmt: skip
 
     def baselines(self) -> dict[str, Any]:
         """Random actions and blind replay of the mean demonstration on the same layouts."""
@@ -205,6 +205,7 @@ class Evaluation:
             **{name: robot.action.denormalize(value[chosen][..., :dims]) for name, value in raw.items()},
             task=np.array([tasks[i] for i in chosen]),
             seconds=self.policy.frame_seconds,
+            action_names=np.array(robot.spec.action_names),
         )
 
 

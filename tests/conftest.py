@@ -53,3 +53,29 @@ def shared_samples() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip("no ../shared/samples next to the checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def debug_run(tmp_path_factory) -> pathlib.Path:
+    """A run directory of the `debug` recipe: data collected, 20 steps trained, by the real commands.
+
+    Made once for all test processes.
+    """
+    import fcntl
+
+    from tests.experiments.commands import run
+
+    if importlib.util.find_spec("metaworld") is None:
+        if sim_verdict(sys.version_info[:2], installed=False) == "skip":
+            pytest.skip("Meta-World is not installed (simulators are optional on Python >= 3.12)")
+        pytest.fail("Meta-World is not installed: run tools/setup.sh, or pip install -e '.[sim]'", pytrace=False)
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    workdir = shared / "debug_run"
+    with (shared / "debug_run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "train.json").exists():
+            config = "--config=experiments/configs/debug.py"
+            run("collect", config, f"--out={workdir / 'data'}")
+            run("train", config, f"--workdir={workdir}", f"--config.data.root={workdir / 'data'}", "--noprogress")
+    return workdir

@@ -95,7 +95,10 @@ def read_inference(workdir: str | Path, step: int | None = None) -> Inference:
     directory = Path(workdir).resolve() / "checkpoints"
     if not directory.is_dir():
         raise FileNotFoundError(f"{workdir} holds no checkpoint: there is no {directory.name}/ folder in it")
-    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    handlers = {"params": ocp.StandardCheckpointHandler(), "assets": ocp.JsonCheckpointHandler(),
+                "train_state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}  # fmt: skip
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
         step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
             raise FileNotFoundError(f"{directory} holds no finished checkpoint{'' if step is None else f' at {step}'}")

@@ -31,8 +31,8 @@ from wam.tokenizers.patch_pca import PatchPCA
 from wam.tokenizers.text import HashedNgrams
 from wam.training.state import Apply
 
-DEFAULT_STEPS = 5
-INFER_MODES = ("policy", "joint", "forward", "video")
+DEFAULT_STEPS = {"policy": 5, "joint": 5, "forward": 1, "video": 1}
+"""Sampler steps of each mode `infer` offers; one step gives the conditional mean of the frames."""
 
 
 class Chunk(NamedTuple):
@@ -131,7 +131,7 @@ class Policy:
             "embodiment": str, "time": seconds}.
           memory: what the last call of this session returned; None at its start.
           mode: policy, joint, forward (needs `actions`) or video.
-          program: a sampler program of the same mode; by default 5 even steps.
+          program: a sampler program of the same mode; by default `DEFAULT_STEPS` even steps.
           key: noise key; by default fixed, so that equal calls give equal answers.
           actions: [K, raw action dim], given in `forward`.
 
@@ -151,13 +151,13 @@ class Policy:
 
         `ids` [n, 3] uint32 keys the noise of each row, so that an answer does not depend on its neighbours.
         """
-        if mode not in INFER_MODES:
-            raise ValueError(f"unknown mode {mode!r} for infer; choose from {', '.join(INFER_MODES)}")
+        if mode not in DEFAULT_STEPS:
+            raise ValueError(f"unknown mode {mode!r} for infer; choose from {', '.join(DEFAULT_STEPS)}")
         if (mode == "forward") != (actions is not None):
             raise ValueError(
                 "mode 'forward' needs `actions`" if actions is None else f"mode {mode!r} takes no `actions`"
             )
-        program = program or sampler.program(mode, DEFAULT_STEPS)
+        program = program or sampler.program(mode, DEFAULT_STEPS[mode])
         rows = [self._row(o, None if actions is None else actions[i]) for i, o in enumerate(observations)]
         size = batch_size or len(rows)
         rows, ids = _padded(rows, size), np.concatenate([ids, np.repeat(ids[-1:], size - len(ids), 0)])
@@ -242,11 +242,16 @@ class Policy:
         """[K, A] normalised and padded -> [K, raw] in the robot's units; relative dimensions become absolute."""
         robot = self.embodiment(observation["embodiment"])
         spec = robot.spec
-        raw = robot.action.denormalize(normalised[:, : spec.action_dim])
+        return robot.action.denormalize(normalised[:, : spec.action_dim]) + self._reference(spec, observation)
+
+    @staticmethod
+    def _reference(spec: EmbodimentSpec, observation: Mapping[str, Any]) -> np.ndarray:
+        """[raw action dim]: the state that relative dimensions are relative to, zero for the others."""
+        reference = np.zeros(spec.action_dim, np.float32)
         for i, (name, kind) in enumerate(zip(spec.action_names, spec.action_kinds, strict=True)):
             if kind == "relative":
-                raw[:, i] += np.asarray(observation["state"], np.float32)[spec.state_names.index(name)]
-        return raw
+                reference[i] = np.asarray(observation["state"], np.float32)[spec.state_names.index(name)]
+        return reference
 
     def _row(self, observation: Mapping[str, Any], actions: np.ndarray | None) -> dict[str, np.ndarray]:
         """One batch row; ValueError names the field of the observation that is wrong."""
@@ -296,7 +301,8 @@ class Policy:
                 raise ValueError(
                     f"actions: expected finite [{cfg.action_horizon}, {spec.action_dim}], got {list(actions.shape)}"
                 )
-            row["action"] = _pad(robot.action.normalize(actions), cfg.action_dim)[None]
+            shifted = actions - self._reference(spec, observation)
+            row["action"] = _pad(robot.action.normalize(shifted), cfg.action_dim)[None]
         return row
 
 

@@ -149,7 +149,7 @@ def inverse_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
         return float(1 - (((t - g) ** 2) * m).sum() / max(1e-9, (((t - mean) ** 2) * m).sum()))
 
     out: dict[str, Any] = {name: r2(guess, moves) for name, guess in guesses.items()}
-    if grips:
+    if grips and target[..., grips][mask[..., grips]].std() > 1e-3:  # a gripper that never moves explains nothing
         out["r2_gripper"] = r2(guesses["r2"], grips)
     return {
         **out,

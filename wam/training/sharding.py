@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,17 +20,18 @@ RULES: dict[str, str | None] = {"embed": "fsdp", "mlp": None, "heads": None, "la
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh with axes (data, fsdp), axis type Auto (jax.make_mesh defaults to Explicit)."""
-    devices = jax.device_count()
-    if config.fsdp < 1 or devices % config.fsdp:
-        raise ValueError(f"mesh.fsdp = {config.fsdp} does not divide the {devices} devices")
-    data = devices // config.fsdp if config.data == -1 else config.data
-    if data * config.fsdp != devices:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes (data, fsdp) over `devices` (all by default), of axis type Auto (jax defaults to Explicit)."""
+    devices = list(devices or jax.devices())
+    count = len(devices)
+    if config.fsdp < 1 or count % config.fsdp:
+        raise ValueError(f"mesh.fsdp = {config.fsdp} does not divide the {count} devices")
+    data = count // config.fsdp if config.data == -1 else config.data
+    if data * config.fsdp != count:
         raise ValueError(
-            f"mesh data={data} x fsdp={config.fsdp} does not use the {devices} devices; data=-1 takes the rest"
+            f"mesh data={data} x fsdp={config.fsdp} does not use the {count} devices; data=-1 takes the rest"
         )
-    return jax.make_mesh((data, config.fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((data, config.fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:

@@ -1,0 +1,301 @@
+"""Who sees whom: the blockwise network against a dense-mask reference, and by gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import random_model, small_batch, small_config
+from wam.models.attention import Keys, apply_rope, attend, rope_angles
+from wam.models.layers import layer_norm
+from wam.models.streams import Noisy, observe, to_tokens
+
+M, f, R = 2, 2, 2
+CONFIG = small_config(chunks=M, latent_frames=1 + M * f)
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Two chunks, two views, two draws; bits differ between the samples."""
+    model = random_model(CONFIG)
+    batch = small_batch(CONFIG, 4)
+    batch["view_mask"][1, 1] = False
+    batch["embodiment"][:] = 1
+    batch["state_mask"][:] = True
+    batch["action_mask"][:] = True
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((4, 2, 1 + M * f, 4, 8)).astype(np.float32)
+    K, A = CONFIG.action_horizon, CONFIG.action_dim
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    noisy = Noisy(
+        video=normal(4, M, f, 1, 4, 8),
+        sigma_video=rng.uniform(0.1, 0.9, (4, M, f)).astype(np.float32),
+        frame_mask=np.ones((4, M, f), bool),
+        action=normal(4, M, K, A),
+        action_mask=batch["action_mask"],
+        sigma_action=rng.uniform(0.1, 0.9, (4, M)).astype(np.float32),
+        action_sees_video=np.array([0, 1, 0, 1], np.float32),
+        video_sees_action=np.array([0, 0, 1, 1], np.float32),
+        prefix=np.array([[0, 1], [2, 0], [0, 0], [1, 3]], np.int32),
+        draws=normal(4, M, R, K, A),
+        sigma_draws=rng.uniform(0.1, 0.9, (4, M, R)).astype(np.float32),
+    )
+    return model, batch, latents, jax.tree.map(jnp.asarray, noisy)
+
+
+def run(model, batch, latents, noisy):
+    def forward(latents, noisy):
+        return model.denoise(model.context(observe(batch, latents, M, f)), noisy)
+
+    return jax.jit(forward)(jnp.asarray(latents), noisy)
+
+
+def allowed(query, key) -> str:
+    """The rule of the design in plain words: `yes`, `no`, or the name of the bit that decides."""
+    (qs, qc, qd), (ks, kc, kd) = query, key  # stream, chunk, draw
+    if qs == "history":
+        return "yes" if ks == "history" and kc <= qc else "no"
+    if qs == "state":
+        return "yes" if ks == "state" and kc == qc else "no"
+    if ks == "history":
+        return "yes" if kc < qc else "no"
+    if kc != qc:
+        return "no"
+    if ks == "state":
+        return "yes"
+    if qs == "draw" or ks == "draw":
+        return "yes" if qs == ks and qd == kd else "no"
+    if qs == ks:
+        return "yes"
+    return "video_sees_action" if qs == "video" else "action_sees_video"
+
+
+def dense(model, batch, latents, noisy):
+    """All tokens in one sequence, one L x L mask a sample: slow, plain, and independent of the visibility table."""
+    obs = observe(batch, jnp.asarray(latents), M, f)
+    context = model.context(obs)  # used for what the noisy tokens read directly, and for the text masks
+    cfg, B, P, V = model.config, latents.shape[0], 4, 2
+    streams = {"video": model._video_stream(context, noisy), "action": model._action_stream(context, noisy),
+               "draw": model._draw_stream(context, noisy)}  # fmt: skip
+    # The first layer's inputs of the context are not kept by `context`: rebuild them.
+    gain = jnp.where((jnp.arange(1 + f) == 0)[:, None], model.context_gain[...][0], model.context_gain[...][1])
+    x = model.history_in(obs.latents * gain[:, None])
+    view = jnp.einsum("BVc,cPD->BVPD", jax.nn.one_hot(obs.camera, cfg.cameras), model.view_embedding[...])
+    x = (x + view[:, :, None]).transpose(0, 2, 1, 3, 4).reshape(B, -1, cfg.video_width)
+    times = jnp.repeat(obs.video_time[:, :: cfg.frames_per_latent][:, : 1 + f] * cfg.latent_rate, V, axis=1)
+    angles = {"history": rope_angles(model._positions(times, grid=True), cfg.head_dim)}
+    state = model.state_in(obs.state * obs.state_mask, obs.embodiment)
+    angles["state"] = rope_angles(
+        model._positions(obs.action_time[:, :, 0] * cfg.latent_rate, grid=False), cfg.head_dim
+    )
+    tokens = {"history": x, "state": state}
+    zero = {e: s.modulation(s.condition(jnp.zeros((B, 1))) + context.instruction[e]) for e, s in model.sigma.items()}
+    mods = {"history": zero["video"], "state": zero["action"]}
+    for name, s in streams.items():
+        tokens[name], angles[name], mods[name] = s.x, s.angles, s.modulation
+    per = {name: tokens[name].shape[1] for name in tokens}
+    frame_chunk = [0] + [1 + i // f for i in range(f)]  # chunk of each history frame
+    labels = {
+        "history": [("history", frame_chunk[i // (V * P)], 0) for i in range(per["history"])],
+        "state": [("state", 1 + i, 0) for i in range(M)],
+        "video": [("video", 1 + i // (per["video"] // M), 0) for i in range(per["video"])],
+        "action": [("action", 1 + i // (per["action"] // M), 0) for i in range(per["action"])],
+        "draw": [("draw", 1 + i // (per["draw"] // M), i // (per["draw"] // (M * R)) % R) for i in range(per["draw"])],
+    }
+    order = list(tokens)
+    flat = [label for name in order for label in labels[name]]
+    bits = {"yes": np.ones(B), "no": np.zeros(B), "video_sees_action": np.asarray(noisy.video_sees_action),
+            "action_sees_video": np.asarray(noisy.action_sees_video)}  # fmt: skip
+    mask = np.stack([np.stack([bits[allowed(q, k)] for k in flat], -1) for q in flat], 1) > 0  # [B, L, L]
+    real = np.ones((B, len(flat)), bool)
+    view_of = [(i // P) % V for i in range(per["history"])]
+    real[:, : per["history"]] = np.asarray(batch["view_mask"])[:, view_of]
+    mask &= real[:, None, :]
+    for layer in range(cfg.depth):
+        from flax import nnx
+
+        graph, stacked = nnx.split(model.blocks)
+        blocks = nnx.merge(graph, jax.tree.map(lambda p: p[layer], stacked))  # noqa: B023
+        q, k, v, mod = {}, {}, {}, {}
+        for name in order:
+            block = blocks[model.expert_of[name]]
+            if name in streams:
+                mod[name] = [to_tokens(streams[name], m) for m in block.modulation(mods[name])]
+            else:
+                mod[name] = block.modulation(mods[name])
+            q[name], k[name], v[name] = block.qkv(tokens[name], mod[name][0], mod[name][1], angles[name])
+        joined = [jnp.concatenate([t[name] for name in order], 1) for t in (q, k, v)]
+        logits = jnp.einsum("BLNH,BTNH->BNLT", joined[0], joined[1]) / np.sqrt(cfg.head_dim)
+        weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf), -1)
+        out = jnp.einsum("BNLT,BTNH->BLNH", weights, joined[2])
+        start = 0
+        for name in order:
+            expert = model.expert_of[name]
+            text = context.text[expert]
+            keys = Keys(text.k[layer], text.v[layer], text.mask)
+            part = out[:, start : start + per[name]]
+            tokens[name] = blocks[expert].finish(tokens[name], part, tuple(mod[name]), keys, "xla")
+            start += per[name]
+    return tokens
+
+
+def test_blockwise_equals_the_dense_mask_reference(case):
+    model, batch, latents, noisy = case
+    out = run(model, batch, latents, noisy)
+    tokens = dense(model, batch, latents, noisy)
+    streams = model._video_stream(model.context(observe(batch, jnp.asarray(latents), M, f)), noisy)
+    video = model.video_head(tokens["video"], to_tokens(streams, streams.condition))
+    assert np.abs(out.video).max() > 0.1
+    np.testing.assert_allclose(np.asarray(out.video).ravel(), np.asarray(video).ravel(), atol=2e-5)
+    context = model.context(observe(batch, jnp.asarray(latents), M, f))
+    for name, got in (("action", out.action), ("draw", out.draws)):
+        stream = model._action_stream(context, noisy) if name == "action" else model._draw_stream(context, noisy)
+        h = model.action_norm.norm(tokens[name], to_tokens(stream, stream.condition))
+        expected = model.action_out(h, batch["embodiment"])
+        np.testing.assert_allclose(np.asarray(got).ravel(), np.asarray(expected).ravel(), atol=2e-5)
+
+
+def influence(case, output: str, chunk: int) -> dict[str, np.ndarray]:
+    """Largest gradient [B, ...] of one chunk's output with respect to every input, per sample."""
+    model, batch, latents, noisy = case
+
+    def scalar(inputs):
+        latents, video, action, draws, state = inputs
+        changed = noisy._replace(video=video, action=action, draws=draws)
+        context = model.context(observe({**batch, "state": state}, latents, M, f))
+        out = getattr(model.denoise(context, changed), output)[:, chunk]
+        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum()
+
+    inputs = (jnp.asarray(latents), noisy.video, noisy.action, noisy.draws, jnp.asarray(batch["state"]))
+    grads = jax.jit(jax.grad(scalar))(inputs)
+    return dict(zip(("latents", "video", "action", "draws", "state"), map(np.abs, map(np.asarray, grads)), strict=True))
+
+
+def reach(x: np.ndarray, sample: int) -> float:
+    return float(x[sample].max())
+
+
+def test_gradients_follow_the_bits_and_never_the_future(case):
+    for chunk in range(M):
+        video, action = influence(case, "video", chunk), influence(case, "action", chunk)
+        draws = influence(case, "draws", chunk)
+        for sample, (asv, vsa) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
+            assert (reach(action["video"][:, chunk], sample) > 0) == bool(asv)
+            assert (reach(video["action"][:, chunk], sample) > 0) == bool(vsa)
+            assert reach(draws["video"], sample) == 0
+            assert reach(draws["action"], sample) == 0
+        other = 1 - chunk
+        for grads in (video, action, draws):
+            for name in ("video", "action", "draws", "state"):
+                assert grads[name][:, other].max() == 0, f"chunk {chunk} sees {name} of chunk {other}"
+            assert grads["state"][:, chunk].max() > 0
+            # Clean chunks before this one are seen, this one and later ones are not.
+            seen = 1 + chunk * f
+            assert grads["latents"][:, :, :seen].max() > 0
+            assert grads["latents"][:, :, seen:].max() == 0
+        # A masked view has no influence through attention (the target view is also read directly).
+        assert video["latents"][1, 1].max() == 0
+
+
+def test_forward_path_reads_only_earlier_actions_and_inverse_path_follows_its_bit():
+    """With attention's blocks zeroed, what is left are the direct paths."""
+    from flax import nnx
+
+    config = small_config(latent_frames=3)
+    model = random_model(config)
+    for block in model.blocks.values():
+        for name in ("out", "text_out"):
+            for leaf in ("kernel", "bias"):
+                variable = getattr(getattr(block, name), leaf)
+                variable[...] = jnp.zeros_like(variable[...])
+    batch = small_batch(config, 2)
+    batch["action_mask"][:], batch["state_mask"][:], batch["embodiment"][:] = True, True, 1
+    batch["video_time"][:] = [0.0, 0.1, 0.2]
+    batch["action_time"][:] = np.arange(8) / 40
+    latents = jax.random.normal(jax.random.key(0), (2, 2, 3, 4, 8))
+    graph, state = nnx.split(model)
+
+    def outputs(action, video, sigma_action, sigma_video, asv, vsa):
+        model = nnx.merge(graph, state)
+        noisy = Noisy(
+            video, jnp.full((2, 1, 2), sigma_video), jnp.ones((2, 1, 2), bool), action, batch["action_mask"],
+            jnp.full((2, 1), sigma_action), jnp.full((2,), asv), jnp.full((2,), vsa),
+        )  # fmt: skip
+        out = model.denoise(model.context(observe(batch, latents, 1, 2)), noisy)
+        return out.video, out.action
+
+    action, video = jnp.asarray(batch["action"]), jax.random.normal(jax.random.key(1), (2, 1, 2, 1, 4, 8))
+
+    @jax.jit
+    def jacobians(sigma_action, sigma_video, asv, vsa):
+        first = jax.grad(lambda a: (outputs(a, video, sigma_action, sigma_video, asv, vsa)[0][:, :, 0] ** 2).sum())
+        second = jax.grad(lambda a: (outputs(a, video, sigma_action, sigma_video, asv, vsa)[0][:, :, 1] ** 2).sum())
+        back = jax.grad(lambda z: (outputs(action, z, sigma_action, sigma_video, asv, vsa)[1] ** 2).sum())
+        return first(action), second(action), back(video)
+
+    early, late, back = jacobians(0.0, 0.0, 1.0, 1.0)
+    steps = np.asarray(batch["action_time"][0, 0])
+    assert np.abs(early[:, :, steps < 0.1]).min() > 0
+    assert np.abs(early[:, :, steps >= 0.1]).max() == 0
+    assert np.abs(late[:, :, steps >= 0.1]).min() > 0
+    assert np.abs(back).max() > 0
+    for closed in ((1.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.0)):
+        early, late, _ = jacobians(*closed)
+        assert np.abs(early).max() == 0
+        assert np.abs(late).max() == 0
+    for closed in ((0.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 1.0)):
+        assert np.abs(jacobians(*closed)[2]).max() == 0
+
+
+@pytest.mark.parametrize("topology", ["dual", "shared"])
+def test_layers_scanned_equal_unrolled_and_rematerialised(topology):
+    widths = {"action_width": 32, "action_mlp": 64} if topology == "shared" else {}
+    config = small_config(topology=topology, latent_frames=3, **widths)
+    batch = small_batch(config)
+    latents = jax.random.normal(jax.random.key(0), (6, 2, 3, 4, 8))
+    K, A = config.action_horizon, config.action_dim
+    noisy = Noisy(
+        jax.random.normal(jax.random.key(1), (6, 1, 2, 1, 4, 8)), jnp.full((6, 1, 2), 0.5), jnp.ones((6, 1, 2), bool),
+        jax.random.normal(jax.random.key(2), (6, 1, K, A)), batch["action_mask"], jnp.full((6, 1), 0.3),
+        jnp.ones(6), jnp.ones(6),
+    )  # fmt: skip
+    outs = []
+    for changes in ({}, {"scan_layers": False}, {"remat": True}, {"attention": "chunked", "attention_chunk": 3}):
+        model = random_model(small_config(topology=topology, latent_frames=3, **widths, **changes))
+        outs.append(jax.jit(lambda m=model: m.denoise(m.context(observe(batch, latents, 1, 2)), noisy))())
+    for other in outs[1:]:
+        np.testing.assert_allclose(outs[0].video, other.video, atol=1e-5)
+        np.testing.assert_allclose(outs[0].action, other.action, atol=1e-5)
+
+
+def test_the_chosen_attention_backend_runs():
+    q = jnp.ones((1, 10, 2, 8))
+    keys = [Keys(jnp.ones((1, 7, 2, 8)), jnp.ones((1, 7, 2, 8)))]
+    text = {
+        name: str(jax.make_jaxpr(lambda q, n=name: attend(q, keys, backend=n, chunk=4))(q))
+        for name in ("xla", "chunked")
+    }
+    assert "scan" in text["chunked"]
+    assert "scan" not in text["xla"]
+    # cuDNN needs an NVIDIA GPU: asking for it elsewhere is an error, never another kernel in its place.
+    with pytest.raises(Exception, match="(?i)cudnn"):
+        jax.block_until_ready(attend(q.astype(jnp.bfloat16), [Keys(*(k.astype(jnp.bfloat16) for k in keys[0][:2]))],
+                                     backend="cudnn"))  # fmt: skip
+    with pytest.raises(ValueError, match="unknown attention backend"):
+        attend(q, keys, backend="flash")
+
+
+def test_rope_depends_on_relative_positions_alone():
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.standard_normal((1, 1, 2, 16)), jnp.float32) for _ in range(2))
+    place = lambda t, r, c: rope_angles(jnp.array([[[t, r, c]]], jnp.float32), 16)  # noqa: E731
+    score = lambda a, b: (apply_rope(q, place(*a)) * apply_rope(k, place(*b))).sum()  # noqa: E731
+    np.testing.assert_allclose(score((0.5, 1, 2), (2.0, 3, 1)), score((1.5, 2, 4), (3.0, 4, 3)), rtol=1e-4)
+    assert abs(score((0.5, 1, 2), (2.0, 3, 1)) - score((0.5, 1, 2), (2.0, 3, 2))) > 1e-3
+
+
+def test_layer_norm_has_no_affine_part():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5)) * 4 + 2, jnp.float32)
+    y = layer_norm(x)
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
