@@ -29,7 +29,7 @@ from wam.config import (
 TASKS = (
     "button-press-topdown",
     "window-open",
-    "door-lock",
+    "dial-turn",
     "faucet-open",
     "faucet-close",
 )

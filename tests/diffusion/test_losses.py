@@ -1,5 +1,7 @@
 """Modes and losses: who counts, and what must not change a gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,24 +23,31 @@ def model():
 
 
 def only(name: str) -> ObjectiveConfig:
-    return ObjectiveConfig(modes={name: 1.0}, policy_draws=0, inverse_weight=0.0, drop_text=0.0, drop_state=0.0)
+    return ObjectiveConfig(modes={name: 1.0}, policy_draws=2, inverse_weight=0.0, drop_text=0.0, drop_state=0.0)
+
+
+@functools.cache
+def compiled(config, with_draws: bool):
+    """One compilation a config and shape, whatever the objective's weights: they are an argument."""
+    apply, _ = split(random_model(config))
+    tokenizer = small_tokenizer(config)
+
+    @jax.jit
+    def run(params, batch, draws, weights):
+        def loss(params):
+            latents = tokenizer.encode(batch["video"], batch["camera"])
+            terms = losses.loss_terms(apply.model(params), batch, latents, draws)
+            return sum(weights[name] * t.mean() for name, t in terms.items()), terms
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    return run
 
 
 def loss_and_grads(model, batch, draws, objective=OBJECTIVE):
     apply, params = model
-    tokenizer = small_tokenizer(apply.model(params).config)
-
-    @jax.jit
-    def run(params, batch, draws):
-        def loss(params):
-            terms = losses.loss_terms(
-                apply.model(params), batch, tokenizer.encode(batch["video"], batch["camera"]), draws
-            )
-            return losses.total_loss(terms, objective), terms
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    (value, terms), grads = run(params, batch, draws)
+    run = compiled(apply.model(params).config, bool(objective.policy_draws))
+    (value, terms), grads = run(params, batch, draws, losses.weights(objective))
     return value, terms, grads
 
 
@@ -76,7 +85,7 @@ def test_mode_matrix(model, mode):
 
 def test_action_free_samples_leave_action_weights_alone(model):
     batch = small_batch(CONFIG, 6)
-    rows = np.array([1, 4, 1, 4])
+    rows = np.array([1, 4, 1, 4, 1, 4])
     free = {name: value[rows] for name, value in batch.items()}
     draws = modes.draw(KEY, free, CONFIG, OBJECTIVE)
     value, _, grads = loss_and_grads(model, free, draws)
@@ -88,7 +97,7 @@ def test_action_free_samples_leave_action_weights_alone(model):
 
 def test_play_is_never_imitated(model):
     batch = small_batch(CONFIG, 6)
-    play = {name: value[np.array([2, 5, 2, 5])] for name, value in batch.items()}
+    play = {name: value[np.array([2, 5, 2, 5, 2, 5])] for name, value in batch.items()}
     draws = modes.draw(KEY, play, CONFIG, ObjectiveConfig(policy_draws=2))
     _, terms, _ = loss_and_grads(model, play, draws)
     assert float(terms["policy"].count.sum()) == 0
@@ -99,6 +108,7 @@ def test_play_is_never_imitated(model):
 def test_adding_action_free_samples_does_not_change_the_action_loss(model):
     batch = small_batch(CONFIG, 9)
     robot = {name: value[np.arange(9) % 3 != 1] for name, value in batch.items()}
+    assert len(robot["source"]) == 6
     results = []
     for data in (batch, robot):
         draws = modes.draw(KEY, data, CONFIG, OBJECTIVE)

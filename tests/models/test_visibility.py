@@ -155,20 +155,32 @@ def test_blockwise_equals_the_dense_mask_reference(case):
         np.testing.assert_allclose(np.asarray(got).ravel(), np.asarray(expected).ravel(), atol=2e-5)
 
 
-def influence(case, output: str, chunk: int) -> dict[str, np.ndarray]:
-    """Largest gradient [B, ...] of one chunk's output with respect to every input, per sample."""
+def influences(case):
+    """influence(output, chunk): size of the gradient of one chunk's output to every input. Compiled once."""
     model, batch, latents, noisy = case
 
-    def scalar(inputs):
-        latents, video, action, draws, state = inputs
-        changed = noisy._replace(video=video, action=action, draws=draws)
-        context = model.context(observe({**batch, "state": state}, latents, M, f))
-        out = getattr(model.denoise(context, changed), output)[:, chunk]
-        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum()
+    @jax.jit
+    def gradients(inputs, weights):
+        def scalar(inputs):
+            latents, video, action, draws, state = inputs
+            changed = noisy._replace(video=video, action=action, draws=draws)
+            context = model.context(observe({**batch, "state": state}, latents, M, f))
+            out = model.denoise(context, changed)
+            spread = [jnp.cos(jnp.arange(o.size)).reshape(o.shape) * o for o in (out.video, out.action, out.draws)]
+            per_chunk = [jnp.moveaxis(o, 1, 0).reshape(M, -1).sum(1) for o in spread]
+            return (jnp.stack(per_chunk) * weights).sum()
+
+        return jax.grad(scalar)(inputs)
 
     inputs = (jnp.asarray(latents), noisy.video, noisy.action, noisy.draws, jnp.asarray(batch["state"]))
-    grads = jax.jit(jax.grad(scalar))(inputs)
-    return dict(zip(("latents", "video", "action", "draws", "state"), map(np.abs, map(np.asarray, grads)), strict=True))
+
+    def influence(output: str, chunk: int) -> dict[str, np.ndarray]:
+        weights = np.zeros((3, M), np.float32)
+        weights[("video", "action", "draws").index(output), chunk] = 1
+        grads = [np.abs(np.asarray(g)) for g in gradients(inputs, weights)]
+        return dict(zip(("latents", "video", "action", "draws", "state"), grads, strict=True))
+
+    return influence
 
 
 def reach(x: np.ndarray, sample: int) -> float:
@@ -176,9 +188,9 @@ def reach(x: np.ndarray, sample: int) -> float:
 
 
 def test_gradients_follow_the_bits_and_never_the_future(case):
+    influence = influences(case)
     for chunk in range(M):
-        video, action = influence(case, "video", chunk), influence(case, "action", chunk)
-        draws = influence(case, "draws", chunk)
+        video, action, draws = (influence(output, chunk) for output in ("video", "action", "draws"))
         for sample, (asv, vsa) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
             assert (reach(action["video"][:, chunk], sample) > 0) == bool(asv)
             assert (reach(video["action"][:, chunk], sample) > 0) == bool(vsa)
@@ -278,7 +290,7 @@ def test_the_chosen_attention_backend_runs():
     assert "scan" in text["chunked"]
     assert "scan" not in text["xla"]
     # cuDNN needs an NVIDIA GPU: asking for it elsewhere is an error, never another kernel in its place.
-    with pytest.raises(Exception, match="(?i)cudnn"):
+    with pytest.raises(Exception, match=r"(?i)cudnn"):
         jax.block_until_ready(attend(q.astype(jnp.bfloat16), [Keys(*(k.astype(jnp.bfloat16) for k in keys[0][:2]))],
                                      backend="cudnn"))  # fmt: skip
     with pytest.raises(ValueError, match="unknown attention backend"):
