@@ -48,7 +48,7 @@ def make_train_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfi
         ema = update_ema(state.ema, params, state.step, optimizer.ema_decay)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate,
             "samples": jax.nn.one_hot(batch["source"], sources).sum(0),
             "modes": jax.nn.one_hot(draws.mode, len(MODES)).sum(0),
