@@ -24,7 +24,7 @@ class Term(NamedTuple):
     """One loss term before the division: per-sample sums over its active elements, both [B]."""
 
     error: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count, which means nothing here
 
     def mean(self) -> Array:
         return self.error.sum() / jnp.maximum(1.0, self.count.sum())
@@ -80,6 +80,8 @@ def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws, *,
                           drop_state=draws.drop_state, drop_history=draws.drop_history)  # fmt: skip
     context = model.context(observation)
     out = model.denoise(context, noisy)
+    assert out.video is not None  # both were given to it
+    assert out.action is not None
     future, mask = future_latents(latents, cfg), noisy.frame_mask
     target_mask = batch["view_mask"][:, jnp.array(cfg.target_views)]
     video_on, action_on, imitates = loss_flags(draws.mode)
