@@ -65,9 +65,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(policy, observation):
 
 def test_unrolled_layers_give_the_same_actions(policy, observation, debug_run):
     unrolled = load_policy(debug_run)
-    np.testing.assert_allclose(
-        unrolled.infer(observation)[0].actions, policy.infer(observation)[0].actions, atol=1e-5
-    )
+    np.testing.assert_allclose(unrolled.infer(observation)[0].actions, policy.infer(observation)[0].actions, atol=1e-5)
 
 
 def test_actions_are_in_the_robots_units(policy, observation):

@@ -30,7 +30,9 @@ def test_verdicts_say_so_when_the_actions_are_ignored():
     assert "no world-action model" in texts[0]
     assert "obeys the actions and beats copying" in texts[1]
     assert "all but ignores the video" in texts[2]
-    assert "copying the last frame is at least as good (psnr)" in world_model.verdicts({"x": forward(2, 0.9, 20)}, {})[0]
+    assert (
+        "copying the last frame is at least as good (psnr)" in world_model.verdicts({"x": forward(2, 0.9, 20)}, {})[0]
+    )
 
 
 def test_summary_counts_per_task_with_intervals():
