@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +34,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         named = re.search(r"[\w-]+", str(error.args[0]).replace("\\n", " "))
         key = named.group(0) if named else str(error)
         asked = next((a.lstrip("-").split("=")[0] for a in argv if re.search(rf"\.{re.escape(key)}(=|\.|$)", a)), key)
-        config = flags.FLAGS["config"].value
-        near = difflib.get_close_matches(asked, _keys(config), n=1, cutoff=0.4) if hasattr(config, "items") else []
+        recipe = next(a.split("=", 1)[1].partition(":")[0] for a in argv if re.match(r"--?config=", a))
+        near = difflib.get_close_matches(asked, _keys(runpy.run_path(recipe)["get_config"]()), n=1, cutoff=0.4)
         sys.exit(f"{name}: there is no config key {asked!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     except (flags.Error, OSError, TypeError, ValueError) as error:
         sys.exit(f"{name}: {str(error).splitlines()[0]}")
