@@ -180,6 +180,7 @@ class TrainIterator(Iterator[Any]):
 
 def _fill(source, place: Callable, out: queue.Queue, stop: threading.Event) -> None:
     """Puts (batch, state after it, None) until stopped, or (None, None, error) once."""
+    item: tuple[Any, Any, Exception | None]
     while not stop.is_set():
         try:
             item = (place(next(source)), source.get_state(), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import overload
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,10 @@ def pack_array(array: np.ndarray | None) -> dict | None:
     return {"dtype": array.dtype.str, "shape": list(array.shape), "data": np.ascontiguousarray(array).tobytes()}
 
 
+@overload
+def unpack_array(packed: dict) -> np.ndarray: ...
+@overload
+def unpack_array(packed: None) -> None: ...
 def unpack_array(packed: dict | None) -> np.ndarray | None:
     if packed is None:
         return None

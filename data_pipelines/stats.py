@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,8 @@ class DimStatistics:
 
     @classmethod
     def from_json(cls, data: dict) -> DimStatistics:
-        return cls(**{key: value if key == "count" else np.asarray(value, np.float64) for key, value in data.items()})
+        fields: dict[str, Any] = {k: v if k == "count" else np.asarray(v, np.float64) for k, v in data.items()}
+        return cls(**fields)
 
     @property
     def normalizer(self) -> Normalizer:
@@ -147,7 +149,10 @@ def fit_lead(
 
     Args:
         sources: windows of one embodiment and one config.
-        action_dim, state_dim: A and S of the batch; weights are padded with zeros. Row A is the bias.
+        statistics: fitted on these sources or more.
+        action_dim: A of the batch; weights are padded with zeros. Row A is the bias.
+        state_dim: S of the batch, padded likewise.
+        max_windows: at most so many windows a source, evenly spaced.
 
     Returns:
         lead f32 [T-1, A+1, S] and R^2 f32 [T-1, S] (0 for padding and for dimensions that never move).
@@ -170,7 +175,7 @@ def fit_lead(
     for windows in sources:
         for i in _sample(windows, max_windows):
             low_dim, (state, real) = windows.low_dim(i), windows.frame_state(i)
-            for j, (m, n) in enumerate(zip(chunk_of, steps)):
+            for j, (m, n) in enumerate(zip(chunk_of, steps, strict=True)):
                 if real[j + 1] and low_dim["action_mask"][m, :n].all():
                     inputs[j].append(np.append(accumulate(low_dim["action"][m], n, is_delta), 1.0))
                     targets[j].append((state[j + 1] - low_dim["state"][m]) / scale)
@@ -179,8 +184,8 @@ def fit_lead(
     for j in range(T - 1):
         if len(inputs[j]) <= A + 1:
             raise ValueError(
-                f"only {len(inputs[j])} windows of {embodiment.name!r} reach the frame at {config.frame_seconds[j + 1]} s "
-                f"with real actions: too few to fit {A + 1} weights"
+                f"only {len(inputs[j])} windows of {embodiment.name!r} reach the frame at "
+                f"{config.frame_seconds[j + 1]} s with real actions: too few to fit {A + 1} weights"
             )
         x, y = np.stack(inputs[j]).astype(np.float64), np.stack(targets[j]).astype(np.float64)
         weights = np.linalg.lstsq(x, y, rcond=None)[0]

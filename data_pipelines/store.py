@@ -46,9 +46,9 @@ _SHARD, _INDEX = ".array_record", ".index"
 
 
 def _fsync_rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    with open(temporary, "rb+") as file:
+    with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _write_atomically(path: pathlib.Path, data: bytes) -> None:
@@ -58,7 +58,7 @@ def _write_atomically(path: pathlib.Path, data: bytes) -> None:
 
 
 def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -84,7 +84,7 @@ class ShardWriter:
         self._name, self._clip_steps, self._overlap_steps = shard_name, clip_steps, overlap_steps
         self._temporary = self._dir / f".{shard_name}{_SHARD}.tmp"
         self._clips: list[dict] = []
-        self._writer = None
+        self._writer: ArrayRecordWriter | None = None
 
     def __enter__(self) -> Self:
         # PNG does not compress further, so the records are stored as they are.
@@ -104,6 +104,7 @@ class ShardWriter:
             self._clips.append(low_dim)
 
     def __exit__(self, kind, error, traceback) -> None:
+        assert self._writer is not None  # __enter__ opened it
         self._writer.close()
         if kind is not None or not self._clips:
             self._temporary.unlink()
@@ -246,8 +247,8 @@ class ClipStore:
     """Random access to the clips of a finished store; read only, thread-safe, picklable.
 
     Opening checks the manifest and the sizes, the first read of a shard its record count, the first use of the index
-    its hash; `verify` checks all hashes. Shards are opened on first use, once a process. Images are decoded on first use and kept, clip-wise least recently used first out,
-    within `cache_bytes`.
+    its hash; `verify` checks all hashes. Shards are opened on first use, once a process. Images are decoded on first
+    use and kept, clip-wise least recently used first out, within `cache_bytes`.
 
     Raises:
         FileNotFoundError: not a store.
@@ -338,7 +339,7 @@ class ClipStore:
         if not 0 <= i < len(self):
             raise IndexError(f"clip {i} of a store of {len(self)} clips")
         index, state_action_imitate = self.index, self.low_dim(i)
-        cameras = self.manifest["cameras"]
+        cameras, (first, last) = self.manifest["cameras"], index.anchors[i]
         return Clip(
             dict(zip(cameras, self.frames(i, cameras, np.arange(len(index.frame_step[i]))), strict=True)),
             index.frame_step[i],
@@ -346,7 +347,7 @@ class ClipStore:
             meta=index.meta[i],
             start=int(index.start[i]),
             episode_steps=int(index.episode_steps[i]),
-            anchors=tuple(int(frame) for frame in index.anchors[i]),
+            anchors=(int(first), int(last)),
         )
 
     def verify(self) -> None:

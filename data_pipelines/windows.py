@@ -118,7 +118,8 @@ class Windows:
         self._chunk_offset = np.floor(config.observation_seconds * hz + _EPS).astype(np.int64)
         kinds = np.array(self.embodiment.action_kinds, dtype=object)
         self._is_delta, self._is_relative = kinds == "delta", kinds == "relative"
-        relative = [n for n, k in zip(self.embodiment.action_names, self.embodiment.action_kinds) if k == "relative"]
+        actions = zip(self.embodiment.action_names, self.embodiment.action_kinds, strict=True)
+        relative = [name for name, kind in actions if kind == "relative"]
         if unknown := sorted(set(relative) - set(self.embodiment.state_names)):
             raise ValueError(f"relative actions {unknown} of {self.embodiment.name!r} need state dims of the same name")
         self._reference = [self.embodiment.state_names.index(action) for action in relative]
@@ -213,6 +214,8 @@ class Windows:
                 "imitate": np.zeros(M, np.bool_),
             }
         state, action, imitate = self.store.low_dim(clip)
+        assert state is not None  # as the manifest's action_dim says
+        assert action is not None
         N = len(action)
         first = start[:, None] + np.arange(K) * group  # [M, K] first control step of each group
         steps = first[..., None] + np.arange(group)  # [M, K, group]
@@ -234,6 +237,7 @@ class Windows:
         """(state at each frame's nominal time [T, S], is that time inside the episode [T]); decodes no image."""
         clip, anchor = self.locate(i)
         state, step = self.store.low_dim(clip)[0], anchor + np.floor(self._frame_offset + _EPS).astype(np.int64)
+        assert state is not None, "video without actions has no states"
         return state[np.minimum(step, len(state) - 1)], step < len(state)
 
     def __getitem__(self, i: int) -> dict:

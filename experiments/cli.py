@@ -6,6 +6,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -22,15 +23,18 @@ def _keys(config, prefix: str = "config") -> list[str]:
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser; a wrong key, type or file under `--config` is named in one sentence, with the nearest key."""
     name = argv[0].rsplit("/", 1)[-1].removesuffix(".py")
+    for argument in argv:
+        if (found := re.fullmatch(r"--?config=([^:]+).*", argument)) and not Path(found.group(1)).is_file():
+            sys.exit(f"{name}: there is no recipe {found.group(1)}; see experiments/configs")
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
-        key = re.sub(r"[^\w.-]", "", str(error).split()[0]) or str(error)
+        # The innermost quoted word: ml_collections quotes its messages, sometimes twice, and adds hints of its own.
+        named = re.search(r"[\w-]+", str(error.args[0]).replace("\\n", " "))
+        key = named.group(0) if named else str(error)
         asked = next((a.lstrip("-").split("=")[0] for a in argv if re.search(rf"\.{re.escape(key)}(=|\.|$)", a)), key)
-        near: list[str] = []
-        for flag in flags.FLAGS.get_flags_for_module(sys.modules["__main__"]):
-            if hasattr(flag.value, "items"):
-                near = difflib.get_close_matches(asked, _keys(flag.value), n=1, cutoff=0.4)
+        config = flags.FLAGS["config"].value
+        near = difflib.get_close_matches(asked, _keys(config), n=1, cutoff=0.4) if hasattr(config, "items") else []
         sys.exit(f"{name}: there is no config key {asked!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     except (flags.Error, OSError, TypeError, ValueError) as error:
         sys.exit(f"{name}: {str(error).splitlines()[0]}")

@@ -41,8 +41,8 @@ DEMONSTRATIONS = 25
 class Evaluation:
     """One checkpoint with its simulator; methods return plain dictionaries."""
 
-    def __init__(self, workdir: Path, *, tasks: list[str] | None, episodes: int | None, steps: int, seed: int, split: str,
-                 workers: int):  # fmt: skip
+    def __init__(self, workdir: Path, *, tasks: list[str] | None, episodes: int | None, steps: int, seed: int,
+                 split: str, workers: int):  # fmt: skip
         from wam.envs import env_factory
         from wam.envs.metaworld import SPLIT_SEEDS, TASKS
         from wam.evaluation.closed_loop import Settings
@@ -72,7 +72,7 @@ class Evaluation:
         return layouts
 
     def closed_loop(self, mode: str, *, film: bool = False, swap: bool = False) -> dict[str, Any]:
-        """Success of the policy in `mode`; with `swap`, under each other's instruction for the recipe's pair of tasks."""
+        """Success of the policy in `mode`; with `swap`, the recipe's pair of tasks under each other's instruction."""
         from wam.diffusion.sampler import program
         from wam.envs.metaworld import INSTRUCTIONS
         from wam.evaluation import closed_loop
@@ -85,7 +85,8 @@ class Evaluation:
         name = "swapped" if swap else mode
         episodes = closed_loop.run_policy(
             self.policy, self.make_env, layouts, program(mode, self.steps), mode, self.settings,
-            instructions=instructions, recorded=dict.fromkeys(layouts, 0) if film else None, progress=f"evaluate {name}",
+            instructions=instructions, recorded=dict.fromkeys(layouts, 0) if film else None,
+            progress=f"evaluate {name}",
         )  # fmt: skip
         if film:
             for episode in episodes:
@@ -94,7 +95,7 @@ class Evaluation:
         return closed_loop.summarize(episodes)
 
     def _save_recording(self, mode: str, episode: Any) -> None:
-        fields = {k: np.asarray(v) for k, v in episode.recording.items() if k != "camera"}
+        fields: dict[str, Any] = {k: np.asarray(v) for k, v in episode.recording.items() if k != "camera"}
         directory = self.workdir / "eval"
         directory.mkdir(exist_ok=True)
         np.savez_compressed(directory / f"episode_{mode}_{episode.task}.npz", **fields, success=episode.success,
@@ -175,7 +176,7 @@ class Evaluation:
         h, w = policy.tokenizer.image_size
         sample = ToSample(
             policy.config.batch_spec(h, w, policy.text_config.tokens), {kind: windows},
-            {name: (robot.state, robot.action) for name, robot in robots.items()}, names, HashedNgrams(policy.text_config),
+            {name: robot.normalizers for name, robot in robots.items()}, names, HashedNgrams(policy.text_config),
         )  # fmt: skip
         whole = [
             i
@@ -198,11 +199,12 @@ class Evaluation:
         chosen = np.linspace(0, len(tasks) - 1, min(12, len(tasks))).astype(int)
         directory = self.workdir / "eval"
         directory.mkdir(exist_ok=True)
-        raw = {"action": batch["action"][:, 0], **actions}
+        normalised = {"action": batch["action"][:, 0], **actions}
+        raw = {name: robot.normalizers[1].denormalize(a[chosen][..., :dims]) for name, a in normalised.items()}
+        arrays: dict[str, Any] = {case: images[chosen] for case, images in frames.items()} | raw
         np.savez_compressed(
             directory / f"dynamics_{kind}.npz",
-            **{case: images[chosen] for case, images in frames.items()},
-            **{name: robot.action.denormalize(value[chosen][..., :dims]) for name, value in raw.items()},
+            **arrays,
             task=np.array([tasks[i] for i in chosen]),
             seconds=self.policy.frame_seconds,
             action_names=np.array(robot.spec.action_names),
@@ -234,10 +236,10 @@ def evaluate_all(evaluation: Evaluation) -> dict[str, Any]:
         if mode not in loop:
             loop[mode] = evaluation.closed_loop(mode, film=True)
             write()
-    if "swap" in evaluation.options and "swapped_instruction" not in loop:
-        if set(evaluation.options["swap"]) <= set(evaluation.tasks):
-            loop["swapped_instruction"] = evaluation.closed_loop("policy", swap=True)
-            write()
+    can_swap = "swap" in evaluation.options and set(evaluation.options["swap"]) <= set(evaluation.tasks)
+    if can_swap and "swapped_instruction" not in loop:
+        loop["swapped_instruction"] = evaluation.closed_loop("policy", swap=True)
+        write()
     if "blind_replay" not in loop:
         loop |= evaluation.baselines()
         write()
@@ -254,6 +256,7 @@ def evaluate_all(evaluation: Evaluation) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"evaluate: unknown argument {argv[1]!r}; see --help")
+    assert _CHECKPOINT.value is not None  # a required flag
     workdir = Path(_CHECKPOINT.value)
     start = time.monotonic()
     try:
@@ -272,9 +275,8 @@ def main(argv: list[str]) -> None:
         sys.exit(f"evaluate: {error}")
     for task, row in [*result["tasks"].items(), ("all", result)]:
         low, high = row["ci95"]
-        print(
-            f"{task:28s} {row['successes']:4d}/{row['episodes']:<4d} {row['success']:6.1%}  95 % [{low:.2f}, {high:.2f}]"
-        )
+        counts = f"{row['successes']:4d}/{row['episodes']:<4d}"
+        print(f"{task:28s} {counts} {row['success']:6.1%}  95 % [{low:.2f}, {high:.2f}]")
 
 
 if __name__ == "__main__":

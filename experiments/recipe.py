@@ -137,7 +137,8 @@ def open_stores(root: Path, split: str, names: tuple[str, ...]) -> dict[str, Cli
     stores = {name: ClipStore(root / split / name) for name in names if (root / split / name).is_dir()}
     if not stores:
         raise FileNotFoundError(
-            f"{root / split} holds none of the sources {', '.join(names)}; collect them with python -m experiments.collect"
+            f"{root / split} holds none of the sources {', '.join(names)}; "
+            "collect them with python -m experiments.collect"
         )
     return stores
 
@@ -156,7 +157,8 @@ class Fitted:
 
     def save(self, directory: Path) -> None:
         about, arrays = self.tokenizer.to_state()
-        payload = {f"tokenizer/{k}": v for k, v in arrays.items()} | {f"lead/{k}": v for k, v in self.lead.items()}
+        payload: dict[str, Any] = {f"tokenizer/{k}": v for k, v in arrays.items()}
+        payload |= {f"lead/{k}": v for k, v in self.lead.items()}
         np.savez(directory / "fitted.tmp.npz", **payload)
         (directory / "fitted.tmp.npz").replace(directory / "fitted.npz")
         facts = {
@@ -254,7 +256,8 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
             if fitted.hashes.get(name) != windows.store.hash:
                 raise ValueError(
                     f"statistics and tokenizer of {workdir} were fitted on another {name!r} store "
-                    f"({str(fitted.hashes.get(name))[:8]}, not {windows.store.hash[:8]}); use a new --workdir for other data"
+                    f"({str(fitted.hashes.get(name))[:8]}, not {windows.store.hash[:8]}); "
+                    "use a new --workdir for other data"
                 )
     else:
         fitted = fit(recipe, train, cameras)

@@ -94,7 +94,9 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
     transform = optimizer.make_optimizer(recipe.optimizer)
     shardings = sharding.state_shardings(param_shardings, transform, mesh)
     train_step = jax.jit(
-        step.make_train_step(apply, data.fitted.tokenizer, recipe.objective, recipe.optimizer, sources=len(recipe.sources)),
+        step.make_train_step(
+            apply, data.fitted.tokenizer, recipe.objective, recipe.optimizer, sources=len(recipe.sources)
+        ),
         donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere),
     )  # fmt: skip
 
@@ -157,7 +159,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
             for name in names:
                 windows = data.validation[name]
                 count = min(len(windows), config.data.get("validation_windows", 64))
-                indices = np.linspace(0, len(windows) - 1, count).astype(int)
+                indices = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
                 for batch, valid in eval_batches(windows, data.validation_sample, recipe.sources.index(name),
                                                  recipe.train.batch_size, indices):  # fmt: skip
                     yield sharding.place_batch(batch, rows), sharding.place_batch(valid, rows)
@@ -217,6 +219,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"train: unknown argument {argv[1]!r}: everything is set with --config..., --workdir and flags")
     from wam.training.loop import NonFiniteLossError
 
+    assert _WORKDIR.value is not None  # a required flag
     try:
         train(_CONFIG.value, Path(_WORKDIR.value), budget_minutes=_BUDGET.value, progress=_PROGRESS.value)
     except (ValueError, OSError, NonFiniteLossError) as error:

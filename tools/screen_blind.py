@@ -19,6 +19,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def screen(job: tuple[str, int, int, int]) -> dict:
     demos = [run_expert(env, layout, max_steps) for layout in layouts["train"]]
     solved = [(actions, step) for actions, step in demos if step is not None]
     expert = [run_expert(env, layout, max_steps)[1] for layout in layouts["validation"]]
-    row = {
+    row: dict[str, Any] = {
         "task": task,
         "expert": {"successes": sum(step is not None for step in expert), "episodes": n_validation},
         "expert_train": {"successes": len(solved), "episodes": n_train},

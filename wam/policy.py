@@ -59,6 +59,13 @@ class Embodiment:
     state: Normalizer | None
     action: Normalizer | None
 
+    @property
+    def normalizers(self) -> tuple[Normalizer, Normalizer]:
+        """Those of state and action; ValueError for "none", which has neither."""
+        if self.state is None or self.action is None:
+            raise ValueError(f"embodiment {self.spec.name!r} has no state and actions to normalise")
+        return self.state, self.action
+
 
 class Policy:
     """A trained checkpoint, ready to sample in any mode. Made by `load_policy`."""
@@ -74,7 +81,7 @@ class Policy:
         self.frame_seconds = np.asarray(assets["frame_seconds"], np.float32)
         self.action_hz = float(assets["action_hz"])
         self._embodiments = [_embodiment(entry) for entry in assets["embodiments"]]
-        graph, _, _ = nnx.split(nnx.eval_shape(lambda: create(self.config)), nnx.Param, Constant)
+        graph, *_ = nnx.split(nnx.eval_shape(lambda: create(self.config)), nnx.Param, Constant)
         self._apply, self.params = Apply(graph, saved.constants), saved.params
 
     # ------------------------------------------------------------ what callers ask about
@@ -242,7 +249,7 @@ class Policy:
         """[K, A] normalised and padded -> [K, raw] in the robot's units; relative dimensions become absolute."""
         robot = self.embodiment(observation["embodiment"])
         spec = robot.spec
-        return robot.action.denormalize(normalised[:, : spec.action_dim]) + self._reference(spec, observation)
+        return robot.normalizers[1].denormalize(normalised[:, : spec.action_dim]) + self._reference(spec, observation)
 
     @staticmethod
     def _reference(spec: EmbodimentSpec, observation: Mapping[str, Any]) -> np.ndarray:
@@ -253,7 +260,7 @@ class Policy:
                 reference[i] = np.asarray(observation["state"], np.float32)[spec.state_names.index(name)]
         return reference
 
-    def _row(self, observation: Mapping[str, Any], actions: np.ndarray | None) -> dict[str, np.ndarray]:
+    def _row(self, observation: Mapping[str, Any], actions: np.ndarray | None) -> Batch:
         """One batch row; ValueError names the field of the observation that is wrong."""
         if missing := sorted({"images", "state", "instruction", "embodiment"} - set(observation)):
             raise ValueError(f"the observation lacks {missing[0]!r}")
@@ -285,7 +292,7 @@ class Policy:
             "camera": np.array([self.camera_table.index(c) for c in self.views], np.int32),
             "video_time": self.frame_seconds,
             "action_time": self.action_seconds[None],
-            "state": _pad(robot.state.normalize(state), cfg.state_dim)[None],
+            "state": _pad(robot.normalizers[0].normalize(state), cfg.state_dim)[None],
             "state_mask": (np.arange(cfg.state_dim) < spec.state_dim)[None],
             "action": np.zeros((1, cfg.action_horizon, cfg.action_dim), np.float32),
             "action_mask": np.broadcast_to(
@@ -302,7 +309,7 @@ class Policy:
                     f"actions: expected finite [{cfg.action_horizon}, {spec.action_dim}], got {list(actions.shape)}"
                 )
             shifted = actions - self._reference(spec, observation)
-            row["action"] = _pad(robot.action.normalize(shifted), cfg.action_dim)[None]
+            row["action"] = _pad(robot.normalizers[1].normalize(shifted), cfg.action_dim)[None]
         return row
 
 
@@ -324,7 +331,7 @@ def _padded(rows: list, size: int) -> list:
 
 
 def _embodiment(entry: dict[str, Any]) -> Embodiment:
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["spec"].items()}
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["spec"].items()}
     normalizers = (Normalizer.from_json(entry[k]) if k in entry else None for k in ("state", "action"))
     return Embodiment(EmbodimentSpec(**fields), *normalizers)
 

@@ -245,7 +245,8 @@ def collect(root, config: CollectConfig, make_env: MakeEnv, simulator: Mapping[s
     pool = concurrent.futures.ProcessPoolExecutor(config.processes, mp_context=context)
     try:
         sampled = [pool.submit(_sample_layouts, config, make_env, task) for task in config.tasks]
-        layouts, image_shape = {}, ()
+        layouts = {}
+        image_shape: Sequence[int] = ()
         for task, future in zip(config.tasks, sampled, strict=True):
             layouts[task], image_shape = future.result()
         root.mkdir(parents=True, exist_ok=True)

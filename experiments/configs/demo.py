@@ -35,7 +35,24 @@ TASKS = (
 )
 
 
-def get_config() -> ConfigDict:
+VARIANTS = ("action_only", "no_play", "no_ego")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The recipe, or with `demo.py:VARIANT` one of its ablations."""
+    config = _demo()
+    if variant == "action_only":
+        # The policy alone on demonstrations: no future video, no dynamics, nothing to learn from play or ego.
+        config.objective.update(with_video=False, modes={**dict.fromkeys(config.objective.modes, 0.0), "policy": 1.0})
+        del config.data.weights["play"], config.data.weights["ego"]
+    elif variant in ("no_play", "no_ego"):
+        del config.data.weights[variant.removeprefix("no_")]
+    elif variant:
+        raise ValueError(f"unknown variant {variant!r} of the demo; choose from {', '.join(VARIANTS)}")
+    return config
+
+
+def _demo() -> ConfigDict:
     return ConfigDict(
         {
             "sim": {

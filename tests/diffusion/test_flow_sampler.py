@@ -1,5 +1,7 @@
 """The sigma convention at both ends, and the sampler against fields whose solution is known."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +53,7 @@ def test_euler_converges_with_first_order_on_a_gaussian():
 
     errors = [error(n) for n in (20, 40, 80)]
     assert errors[0] < 0.1
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2.0, rel=0.15)
 
 

@@ -19,11 +19,11 @@ def restored(workdir: pathlib.Path, step: int) -> dict:
     handlers = {"params": ocp.StandardCheckpointHandler(), "train_state": ocp.StandardCheckpointHandler(),
                 "data": ocp.JsonCheckpointHandler(), "assets": ocp.JsonCheckpointHandler()}  # fmt: skip
     options = ocp.CheckpointManagerOptions(read_only=True)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.CheckpointManager(workdir / "checkpoints", options=options, item_handlers=handlers) as manager:
         out = {"data": manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]}
         for item in ("params", "train_state"):
             metadata = manager.item_metadata(step)[item]
-            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             like = jax.tree.map(
                 lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), getattr(metadata, "tree", metadata)
             )

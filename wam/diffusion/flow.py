@@ -13,8 +13,13 @@ embed 1000 sigma.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+_AnyArray = TypeVar("_AnyArray", Array, np.ndarray)
 
 
 def expand(sigma: Array, like: Array) -> Array:
@@ -33,7 +38,7 @@ def target(x: Array, eps: Array, prediction: str) -> Array:
     return x if prediction == "x" else eps - x
 
 
-def shift(t: Array, s: float) -> Array:
+def shift(t: _AnyArray, s: float) -> _AnyArray:
     """Timestep shift sigma = s t / (1 + (s - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23); s = 1 is identity."""
     return s * t / (1 + (s - 1) * t)
 

@@ -24,7 +24,7 @@ class Term(NamedTuple):
     """One loss term before the division: per-sample sums over its active elements, both [B]."""
 
     error: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count, which means nothing here
 
     def mean(self) -> Array:
         return self.error.sum() / jnp.maximum(1.0, self.count.sum())
@@ -52,12 +52,13 @@ def frame_masks(batch: Batch, model: ModelConfig) -> Array:
     return later.reshape(later.shape[0], model.chunks, model.frames_per_chunk, -1).all(-1)
 
 
-def noisy_inputs(batch: Batch, latents: Array, draws: Draws, model: ModelConfig) -> Noisy:
+def noisy_inputs(batch: Batch, latents: Array, draws: Draws, model: ModelConfig, with_video: bool = True) -> Noisy:
+    """The batch with the step's noise added; without video its tokens are absent."""
     future = future_latents(latents, model)
     R = draws.policy_sigma.shape[-1]
     repeated = jnp.broadcast_to(batch["action"][:, :, None], draws.policy_noise.shape)
     return Noisy(
-        video=flow.add_noise(future, draws.noise_video, draws.sigma_video),
+        video=flow.add_noise(future, draws.noise_video, draws.sigma_video) if with_video else None,
         sigma_video=draws.sigma_video,
         frame_mask=frame_masks(batch, model),
         action=flow.add_noise(batch["action"], draws.noise_action, draws.sigma_action),
@@ -70,14 +71,17 @@ def noisy_inputs(batch: Batch, latents: Array, draws: Draws, model: ModelConfig)
     )
 
 
-def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws) -> dict[str, Term]:
+def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws, *,
+               with_video: bool = True) -> dict[str, Term]:  # fmt: skip
     """All loss terms of a batch: `video`, `action`, `policy` (further draws) and `inverse` (the path's own head)."""
     cfg = model.config
-    noisy = noisy_inputs(batch, latents, draws, cfg)
+    noisy = noisy_inputs(batch, latents, draws, cfg, with_video)
     observation = observe(batch, latents, cfg.chunks, cfg.frames_per_chunk, drop_text=draws.drop_text,
                           drop_state=draws.drop_state, drop_history=draws.drop_history)  # fmt: skip
     context = model.context(observation)
     out = model.denoise(context, noisy)
+    assert out.video is not None  # both were given to it
+    assert out.action is not None
     future, mask = future_latents(latents, cfg), noisy.frame_mask
     target_mask = batch["view_mask"][:, jnp.array(cfg.target_views)]
     video_on, action_on, imitates = loss_flags(draws.mode)
@@ -86,16 +90,15 @@ def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws) -> d
     action_mask = jnp.where(imitates[:, None, None, None], copied, batch["action_mask"])
     action_mask = action_mask & action_on[:, None, None, None]
 
-    video_target = flow.target(future, draws.noise_video, cfg.video_prediction)
     action_target = flow.target(batch["action"], draws.noise_action, "velocity")
-    terms = {
-        "video": term((out.video - video_target) ** 2, video_mask[..., None, None]),
-        "action": term((out.action - action_target) ** 2, action_mask),
-    }
+    terms = {"action": term((out.action - action_target) ** 2, action_mask)}
+    if out.video is not None:
+        video_target = flow.target(future, draws.noise_video, cfg.video_prediction)
+        terms["video"] = term((out.video - video_target) ** 2, video_mask[..., None, None])
     if out.draws is not None:
         policy_target = flow.target(batch["action"][:, :, None], draws.policy_noise, "velocity")
         terms["policy"] = term((out.draws - policy_target) ** 2, copied[:, :, None])
-    if model.inverse_path is not None:
+    if model.inverse_path is not None and out.video is not None:
         estimate = model.direct_inverse(context, future, mask)
         seen = mask.any(-1) & target_mask.any(-1, keepdims=True)
         terms["inverse"] = term((estimate - batch["action"]) ** 2, batch["action_mask"] & seen[..., None, None])

@@ -87,8 +87,10 @@ def sample(predict: Predict, start: Sample, program: Program, video_prediction: 
         out = predict(x, sigma_video[i], sigma_action[i])
         video, action = x
         if video is not None and program.video == "generated":
+            assert out.video is not None  # as `Predict` promises
             video = flow.step(video, out.video, sigma_video[i], sigma_video[i + 1], video_prediction)
         if action is not None and program.action == "generated":
+            assert out.action is not None
             action = flow.step(action, out.action, sigma_action[i], sigma_action[i + 1], "velocity")
         return Sample(video, action)
 

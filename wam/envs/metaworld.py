@@ -308,7 +308,7 @@ def _make_renderer(model: mujoco.MjModel, config: RenderConfig) -> mujoco.Render
     model.camera("corner2").pos = _CORNER2_POSITION
     if config.mesh_resolution > 0:
         for mesh in np.flatnonzero(model.mesh_facenum > _SMALL_MESH):
-            _simplify_mesh(model, mesh, config.mesh_resolution)
+            _simplify_mesh(model, int(mesh), config.mesh_resolution)
     model.vis.quality.offsamples = config.multisample
     model.vis.global_.offwidth = model.vis.global_.offheight = config.size
     if not config.shadows:

@@ -11,7 +11,7 @@ import multiprocessing
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -154,7 +154,7 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
     total = sum(len(v) for v in layouts.values())
     with _Workers(start) as pipes, tqdm(total=total, desc=progress, unit="episode", disable=not progress) as bar:
         while pipes:
-            for pipe in wait(pipes):
+            for pipe in cast("list[Connection]", wait(pipes)):  # it gives back what it was given
                 message = _receive(pipe)
                 if message[0] == "end":
                     pipes.remove(pipe)

@@ -93,4 +93,5 @@ class OutputHead(nnx.Module):
         return modulate(layer_norm(x_BLD.astype(jnp.float32)), shift, scale)
 
     def __call__(self, x_BLD: Array, condition: Array) -> Array:
+        assert self.linear is not None, "a head with d_out = 0 only normalises"
         return self.linear(self.norm(x_BLD, condition))

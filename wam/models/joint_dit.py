@@ -47,7 +47,7 @@ class JointDiT(nnx.Module):
 
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap(in_axes=(None, 0), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def stack(width_mlp, rngs):
+        def stack(width_mlp: tuple[int, int], rngs: nnx.Rngs) -> ExpertBlock:
             return ExpertBlock(*width_mlp, config.heads, config.head_dim, rngs=rngs, dtype=dtype)
 
         self.blocks = nnx.Dict({name: stack(widths[name], rngs) for name in names})
@@ -212,6 +212,10 @@ class JointDiT(nnx.Module):
         joined = {e: jnp.concatenate([streams[n].x for n in names], 1) for e, names in experts.items()}
         angles = {e: jnp.concatenate([streams[n].angles for n in names], 1) for e, names in experts.items()}
 
+        history_mask, state_mask = context.history.mask, context.state.mask
+        assert history_mask is not None  # `context` gives both
+        assert state_mask is not None
+
         def part(tokens: dict[str, Array], name: str, chunk: int) -> Array:
             """The tokens of one chunk of one stream, out of its expert's."""
             expert = self.expert_of[name]
@@ -235,10 +239,10 @@ class JointDiT(nnx.Module):
                 for seen in TABLE[query]:
                     if seen.stream == "history":
                         end = V * P * (1 + chunk * f)
-                        seen_blocks.append(Keys(hk[:, :end], hv[:, :end], context.history.mask[:, :end]))
+                        seen_blocks.append(Keys(hk[:, :end], hv[:, :end], history_mask[:, :end]))
                     elif seen.stream == "state":
                         one = slice(chunk, chunk + 1)
-                        seen_blocks.append(Keys(sk[:, one], sv[:, one], context.state.mask[:, one]))
+                        seen_blocks.append(Keys(sk[:, one], sv[:, one], state_mask[:, one]))
                     elif seen.stream in streams:
                         keys = part(k, seen.stream, chunk)
                         mask = None
@@ -254,7 +258,8 @@ class JointDiT(nnx.Module):
                     for name in names
                     for chunk in range(M)
                 ]
-                text = Keys(*texts[expert], context.text[expert].mask)
+                text_k, text_v = texts[expert]
+                text = Keys(text_k, text_v, context.text[expert].mask)
                 out = jnp.concatenate(attended, axis=1)
                 new[expert] = blocks[expert].finish(xs[expert], out, mods[expert], text, cfg.attention)
             return new, None
@@ -283,6 +288,7 @@ class JointDiT(nnx.Module):
     # ----------------------------------------------------------------- streams
 
     def _video_stream(self, context: Context, noisy: Noisy) -> Stream:
+        assert noisy.video is not None
         cfg, obs = self.config, context.observation
         M, f = noisy.sigma_video.shape[1:]
         x = rearrange(noisy.video, "B M f v P C -> B M f (v P) C")
@@ -304,6 +310,8 @@ class JointDiT(nnx.Module):
         return Stream(x, condition, embedder.modulation(condition), x.shape[1] // (M * f), angles)
 
     def _lead_code(self, obs: Observation, noisy: Noisy) -> Array:
+        assert self.forward_path is not None
+        assert noisy.action is not None
         state = obs.state * obs.state_mask * ~obs.drop_state[:, None, None]
         M = noisy.sigma_action.shape[1]
         frame_time = rearrange(obs.video_time[:, 1:], "B (M T) -> B M T", M=M)
@@ -314,6 +322,7 @@ class JointDiT(nnx.Module):
         return self.forward_path.code(leads, state, gate)
 
     def _action_stream(self, context: Context, noisy: Noisy) -> Stream:
+        assert noisy.action is not None
         cfg, obs = self.config, context.observation
         M, Ka = noisy.sigma_action.shape[1], cfg.action_tokens
         x = self._encode_actions(noisy.action * noisy.action_mask, obs.embodiment)
@@ -321,7 +330,8 @@ class JointDiT(nnx.Module):
             features = self.inverse_features(context, noisy.video, noisy.frame_mask)
             gate = noisy.action_sees_video[:, None] * (1 - noisy.sigma_video.max(-1))
             x = x + self.inverse_path(features, gate).astype(x.dtype)
-        sigma, group = noisy.sigma_action, Ka
+        sigma = noisy.sigma_action
+        group: Array | int = Ka
         if noisy.prefix is not None:
             # Two groups a chunk: the given prefix at sigma 0, then the rest.
             sigma = jnp.concatenate([jnp.zeros_like(sigma), sigma], axis=1)
@@ -329,6 +339,8 @@ class JointDiT(nnx.Module):
         return self._action_tokens(rearrange(x, "B M Ka D -> B (M Ka) D"), sigma, group, context, repeats=1)
 
     def _draw_stream(self, context: Context, noisy: Noisy) -> Stream:
+        assert noisy.draws is not None
+        assert noisy.sigma_draws is not None
         obs, R = context.observation, noisy.draws.shape[2]
         x = self._encode_actions(noisy.draws * noisy.action_mask[:, :, None], obs.embodiment)
         sigma = rearrange(noisy.sigma_draws, "B M R -> B (M R)")
@@ -341,7 +353,7 @@ class JointDiT(nnx.Module):
         x = self.action_in(tokens, embodiment)
         return x + self.action_embedding[...][0].astype(x.dtype)
 
-    def _action_tokens(self, x: Array, sigma: Array, group, context: Context, repeats: int) -> Stream:
+    def _action_tokens(self, x: Array, sigma: Array, group: Array | int, context: Context, repeats: int) -> Stream:
         expert, obs = self.expert_of["action"], context.observation
         embedder = self.sigma[expert]
         condition = embedder.condition(sigma) + context.instruction[expert]
@@ -359,6 +371,7 @@ class JointDiT(nnx.Module):
 
     def inverse_features(self, context: Context, video: Array, frame_mask: Array) -> Array:
         """[B, M, inverse_width] from future latents [B, M, f, v, P, C] and the observation."""
+        assert self.inverse_path is not None, "inverse_width is 0"
         obs = context.observation
         state = obs.state * obs.state_mask * ~obs.drop_state[:, None, None]
         seen = context.current * ~obs.drop_history[:, None, None, None]
@@ -367,6 +380,7 @@ class JointDiT(nnx.Module):
 
     def direct_inverse(self, context: Context, video: Array, frame_mask: Array) -> Array:
         """Regression of the actions from clean latents by the inverse path alone: [B, M, K, A], normalised."""
+        assert self.inverse_path is not None, "inverse_width is 0"
         features = self.inverse_features(context, video, frame_mask)
         return self.inverse_path.actions(features, self.config.action_dim)
 

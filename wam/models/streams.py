@@ -88,11 +88,12 @@ def observe(batch: Batch, latents: Array, chunks: int, frames_per_chunk: int, *,
     """The observation of a batch whose clean latents are [B, V, F, P, C] (or only the first frames of them)."""
     never = jnp.zeros(latents.shape[0], bool)
     clean = 1 + (chunks - 1) * frames_per_chunk
+    names = ("view_mask", "camera", "video_time", "action_time", "state", "state_mask")
+    given = {name: batch[name] for name in (*names, "text", "text_mask", "embodiment")}
     return Observation(
-        latents[:, :, :clean],
-        *(batch[n] for n in ("view_mask", "camera", "video_time", "action_time", "state", "state_mask")),
-        *(batch[n] for n in ("text", "text_mask", "embodiment")),
-        never if drop_text is None else drop_text,
-        never if drop_state is None else drop_state,
-        never if drop_history is None else drop_history,
+        latents=latents[:, :, :clean],
+        **given,
+        drop_text=never if drop_text is None else drop_text,
+        drop_state=never if drop_state is None else drop_state,
+        drop_history=never if drop_history is None else drop_history,
     )

@@ -50,8 +50,8 @@ class Averages:
                     if sums[1] > 0:
                         out[term] = float(sums[0] / sums[1])
                     continue
-                names = {"mode": MODE_NAMES, "source": self.sources}.get(group) or [str(i) for i in range(len(sums))]
-                for name, (error, count) in zip(names, sums, strict=True):
+                labels = {"mode": MODE_NAMES, "source": self.sources}.get(group) or [str(i) for i in range(len(sums))]
+                for name, (error, count) in zip(labels, sums, strict=True):
                     if count > 0:
                         out[f"{term}/{group}/{name}"] = float(error / count)
         return out

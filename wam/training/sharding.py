@@ -42,9 +42,11 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
         spec: list[str | None] = []
         for name, size in zip(tuple(names) + (None,) * (len(shape.shape) - len(names)), shape.shape, strict=True):
             axis = RULES.get(name) if name else None
-            fits = axis is not None and axis not in used and size % mesh.shape[axis] == 0
-            spec.append(axis if fits else None)
-            used |= {axis} if fits else set()
+            if axis is None or axis in used or size % mesh.shape[axis]:
+                spec.append(None)
+            else:
+                spec.append(axis)
+                used.add(axis)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(place, axes, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec))
@@ -52,7 +54,7 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shardings of the whole state from the parameters' (`jit(init)` alone would replicate the moments)."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere: Any = NamedSharding(mesh, PartitionSpec())  # stands where the state has arrays
     shapes = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
     opt_state = jax.eval_shape(optimizer.init, shapes)
     moments = optax.tree.map_params(

@@ -36,8 +36,9 @@ class Apply(NamedTuple):
 
 def split(model: JointDiT) -> tuple[Apply, Any]:
     """(apply, params) with params and constants as plain nested dicts."""
-    graph, params, constants = nnx.split(model, nnx.Param, Constant)
-    return Apply(graph, nnx.to_pure_dict(constants)), nnx.to_pure_dict(params)
+    graph, *states = nnx.split(model, nnx.Param, Constant)
+    params, constants = map(nnx.to_pure_dict, states)
+    return Apply(graph, constants), params
 
 
 def logical_axes(config: ModelConfig) -> Any:
@@ -54,8 +55,8 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, *, steps: i
 
 def update_ema(ema: Any, params: Any, step: Array, decay: float) -> Any:
     """Exponential moving average whose decay ramps up as (1 + step) / (10 + step)."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)
+    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e * kept + p * (1 - kept), ema, params)
 
 
 def count(params: Any) -> int:

@@ -38,7 +38,7 @@ def make_train_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfi
         latents = latents_of(batch, tokenizer)
 
         def loss_fn(params):
-            terms = losses.loss_terms(apply.model(params), batch, latents, draws)
+            terms = losses.loss_terms(apply.model(params), batch, latents, draws, with_video=objective.with_video)
             return losses.total_loss(terms, objective), terms
 
         (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -48,7 +48,7 @@ def make_train_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfi
         ema = update_ema(state.ema, params, state.step, optimizer.ema_decay)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate,
             "samples": jax.nn.one_hot(batch["source"], sources).sum(0),
             "modes": jax.nn.one_hot(draws.mode, len(MODES)).sum(0),
@@ -67,7 +67,8 @@ def make_eval_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfig
     def eval_step(ema: Any, batch: Batch, is_valid: Array) -> Metrics:
         model = apply.model(ema)
         draws = draw(jax.random.key(seed), batch, model.config, from_objective)
-        terms = losses.loss_terms(model, batch, latents_of(batch, tokenizer), draws)
+        latents = latents_of(batch, tokenizer)
+        terms = losses.loss_terms(model, batch, latents, draws, with_video=objective.with_video)
         valid = is_valid.astype(jnp.float32)
         terms = {name: losses.Term(t.error * valid, t.count * valid) for name, t in terms.items()}
         return {
