@@ -20,13 +20,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from experiments.configs import demo
 from tools.study_tables import CONTROLS, PARTS, Result, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "experiments/configs/demo.py"
-ABLATIONS = ("action_only", "no_play", "no_ego")
-STUDIES = ("demo", *ABLATIONS)
+STUDIES = ("demo", *demo.VARIANTS)
+CHOOSE = "choose another --out, or delete it"
 
 Execute = Callable[[list[str], Path], int]
 """(arguments of python, log file) -> exit status."""
@@ -41,9 +43,19 @@ class Run:
     def name(self) -> str:
         return f"{self.study}-s{self.seed}"
 
+    @property
+    def variant(self) -> str:
+        return "" if self.study == "demo" else self.study
+
+    def recipe(self, data: Path) -> dict[str, Any]:
+        """The config that its training is asked for, as config.json holds it."""
+        config = demo.get_config(self.variant)
+        config.data.root, config.train.seed = str(data), self.seed
+        return json.loads(config.to_json_best_effort())
+
     def commands(self, out: Path, data: Path, minutes: float) -> list[list[str]]:
         """Arguments of python, in order: train, then evaluate."""
-        variant = "" if self.study == "demo" else f":{self.study}"
+        variant = self.variant and f":{self.variant}"
         workdir = str(out / self.name)
         return [
             ["-m", "experiments.train", f"--config={RECIPE}{variant}", f"--workdir={workdir}",
@@ -61,19 +73,16 @@ def plan(only: Iterable[str], seeds: Sequence[int], ablation_seeds: Sequence[int
 
 
 def read_result(run: Run, out: Path, data: Path, minutes: float) -> Result | None:
-    """The run's result, None while something of it is missing; ValueError if it is a run of another study."""
+    """The run's result, None while something of it is missing; ValueError if its recipe or budget is another."""
     workdir = out / run.name
     if not (workdir / "config.json").exists():
         return None
     record = json.loads((workdir / "config.json").read_text())
-    asked, budget = record["asked"], record.get("budget", {})
-    for what, found, wanted in (
-        ("training minutes", budget.get("minutes"), minutes),
-        ("seed", asked["train"]["seed"], run.seed),
-        ("data", asked["data"]["root"], str(data)),
-    ):
-        if found != wanted:
-            raise ValueError(f"{workdir} is a run with {what} {found}, not {wanted}; choose another --out or delete it")
+    asked, wanted = record["asked"], run.recipe(data)
+    if others := [part for part in {**wanted, **asked} if asked.get(part) != wanted.get(part)]:
+        raise ValueError(f"{workdir} is a run of another recipe (config.{others[0]} differs); {CHOOSE}")
+    if (found := record.get("budget", {}).get("minutes")) != minutes:
+        raise ValueError(f"{workdir} was trained for {found} minutes, not {minutes:g}; {CHOOSE}")
     path = workdir / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}
     about = {
@@ -145,10 +154,8 @@ def main(argv: Sequence[str] | None = None, run_command: Execute = execute) -> N
 
     def finished() -> list[Result]:
         # All that lies there, asked for now or before: a small call takes nothing away from the tables.
-        there = [
-            (study, path.name.rpartition("-s")[2]) for study in STUDIES for path in sorted(out.glob(f"{study}-s*/"))
-        ]
-        known = [Run(study, int(seed)) for study, seed in there if seed.isdigit()]
+        there = [(study, path) for study in STUDIES for path in sorted(out.glob(f"{study}-s[0-9]*/"))]
+        known = [Run(study, int(path.name.removeprefix(f"{study}-s"))) for study, path in there]
         return [result for run in known if (result := read_result(run, out, data, minutes))]
 
     def write() -> list[Path]:

@@ -128,11 +128,12 @@ def demo_table(results: Sequence[Result], asked: int, command: str) -> dict[str,
     }
     episodes = results[0].metrics["about"]["episodes_per_task"]
     note = (
-        f"{trained(results, asked)} That is {format_cell(train['steps'])} steps of {format_cell(train['step_ms_median'])} "
-        f"ms. Solved of {episodes} held-out layouts per task and seed. {INTERVALS} Blind replay (the mean demonstration, "
-        "played without looking) does the same for every seed and is counted once; the tasks that it solves in under "
-        "half of the episodes need sight. Swapped instruction: two tasks that share a scene, each under the other's "
-        "instruction, scored by its own goal: a policy that listens fails."
+        f"{trained(results, asked)} That is {format_cell(train['steps'])} steps of "
+        f"{format_cell(train['step_ms_median'])} ms. Solved of {episodes} held-out layouts per task and seed. "
+        f"{INTERVALS} Blind replay (the mean demonstration, played without looking) does the same for every seed and "
+        "is counted once; the tasks that it solves in under half of the episodes need sight. Swapped instruction: two "
+        "tasks that share a scene, each under the other's instruction, scored by its own goal: a policy that listens "
+        "fails."
     )
     columns = ["task", "policy", "joint", "blind replay", "random", "swapped instruction", "policy, seed by seed"]
     return {
@@ -164,10 +165,10 @@ def dynamics_table(results: Sequence[Result], asked: int, command: str) -> dict[
         rows.append([kind, "inverse, translation, R²", right, wrong, None, policy, None, None])
         rows.append([kind, "inverse, gripper, R²", gripper, None, None, None, None, None])
     note = (
-        f"{trained(results, asked)} Median over the seeds, with the range. Wrong input: the actions of another window of "
-        "the same task (forward), the video of another window (inverse). Baseline: repeating the last frame (forward), "
-        "the policy that does not see the future (inverse). Win rate: share of windows in which true actions predict "
-        "the moving pixels better than shuffled ones."
+        f"{trained(results, asked)} Median over the seeds, with the range. Wrong input: the actions of another window "
+        "of the same task (forward), the video of another window (inverse). Baseline: repeating the last frame "
+        "(forward), the policy that does not see the future (inverse). Win rate: share of windows in which true "
+        "actions predict the moving pixels better than shuffled ones."
     )
     columns = ["held-out data", "measure", "right input", "wrong input", "zero actions", "baseline",
                "tokenizer's ceiling", "win rate"]  # fmt: skip
@@ -193,9 +194,9 @@ def ablation_table(results: Sequence[Result], asked: int, command: str) -> dict[
         need = pool(own, "policy", sighted(own))
         rows.append([study, len(own), steps, pool(own, "policy"), need, *imagined])
     note = (
-        f"{trained(results, asked)} Equal wall-clock for every row, so a cheaper variant takes more steps. Gain: moving "
-        "pixels with true against shuffled actions, on held-out data. The demo is shown with the seeds of its ablations "
-        f"alone. {INTERVALS}"
+        f"{trained(results, asked)} Equal wall-clock for every row, so a cheaper variant takes more steps. Gain: "
+        "moving pixels with true against shuffled actions, on held-out data. The demo is shown with the seeds of its "
+        f"ablations alone. {INTERVALS}"
     )
     columns = ["variant", "seeds", "steps", "policy", "policy, tasks that need sight", "joint", "gain on play, dB",
                "gain on expert, dB", "inverse R² on play", "inverse R² on expert"]  # fmt: skip
