@@ -4,7 +4,7 @@ A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is ma
 `experiments/results/` or `tools/bench/results/`. The file holds either
 `{"columns": [...], "rows": [[...]], "note": "..."}` or `{"rows": [{column: value}], "note": "..."}` (columns in order
 of appearance; also a bare list of such rows). A cell may be text, a number, true or false, an interval
-`{"mean", "low", "high"}` or a spread `{"median", "min", "max"}`.
+`{"mean", "low", "high"}`, a spread `{"median", "min", "max"}` or a count `{"successes", "episodes", "ci95"}`.
 
     python tools/render_readme.py            # rewrite README.md
     python tools/render_readme.py --check    # exit 1 if it would change
@@ -27,7 +27,7 @@ NOT_MEASURED = "*Not measured yet.*\n"
 
 
 def format_cell(value: Any) -> str:
-    """One table cell: three significant digits for fractions, `mean [low, high]`, `median (min to max)`."""
+    """One table cell: three significant digits, `mean [low, high]`, `median (min to max)`, `57/60 [0.86, 0.98]`."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -41,7 +41,12 @@ def format_cell(value: Any) -> str:
             return "{} [{}, {}]".format(*(format_cell(value[key]) for key in ("mean", "low", "high")))
         if {"median", "min", "max"} <= value.keys():
             return "{} ({} to {})".format(*(format_cell(value[key]) for key in ("median", "min", "max")))
-        raise ValueError(f"a cell must hold mean, low, high or median, min, max; got the keys {sorted(value)}")
+        if {"successes", "episodes", "ci95"} <= value.keys():
+            return "{successes}/{episodes} [{0:.2f}, {1:.2f}]".format(*value["ci95"], **value)
+        raise ValueError(
+            "a cell must hold mean, low, high or median, min, max or successes, episodes, ci95; "
+            f"got the keys {sorted(value)}"
+        )
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 

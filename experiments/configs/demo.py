@@ -5,7 +5,7 @@
 or, step by step,
 
     python -m experiments.collect  --config=experiments/configs/demo.py --out=runs/demo/data
-    python -m experiments.train    --config=experiments/configs/demo.py --workdir=runs/demo --budget_minutes=6
+    python -m experiments.train    --config=experiments/configs/demo.py --workdir=runs/demo --budget_minutes=10
     python -m experiments.evaluate --checkpoint=runs/demo --report
 
 Three of the tasks need sight (blind replay of the mean demonstration solves under half of their episodes, see

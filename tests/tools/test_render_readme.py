@@ -31,6 +31,7 @@ def write(root, data, folder="experiments/results"):
         ("a|b", "a\\|b"),
         ({"mean": 0.5, "low": 0.25, "high": 0.75}, "0.5 [0.25, 0.75]"),
         ({"median": 2.0, "min": 1.0, "max": 3.0, "n": 5}, "2 (1 to 3)"),
+        ({"successes": 57, "episodes": 60, "ci95": [0.8630, 0.9832]}, "57/60 [0.86, 0.98]"),
     ],
 )
 def test_cells(value, cell):
