@@ -28,7 +28,7 @@ from data_pipelines.collect.layouts import check_disjoint
 from wam.envs import metaworld
 from wam.evaluation.baselines import BlindReplay, mean_demonstration, wilson_interval
 
-FAST = 90  # control steps: what a candidate for a demo of minutes may take
+FAST = 100  # control steps: what a candidate for a demo of minutes may take
 AFTER_SUCCESS = 24  # control steps the demonstrations go on after success, as in collected data
 
 
