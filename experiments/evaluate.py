@@ -4,8 +4,8 @@
     python -m experiments.evaluate --checkpoint runs/demo --mode joint --tasks window-open --episodes 20 --seed 1
 
 With `--report`: policy and joint mode, random actions, blind replay, swapped instructions, forward and inverse
-dynamics on the held-out stores; fills metrics.json and eval/ of the run, and writes the report page. What is already
-there for the same checkpoint and settings is reused.
+dynamics on the held-out stores; fills metrics.json and eval/ of the run, which `experiments.report` turns into a page.
+What is already there for the same checkpoint and settings is reused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the policy's noise.", lower_bou
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["validation", "test"], "Layouts: validation for choices, test for results."
 )
-_REPORT = flags.DEFINE_bool("report", False, "Evaluate everything and write metrics.json and the report page.")
+_REPORT = flags.DEFINE_bool("report", False, "Evaluate everything and write metrics.json and eval/.")
 _WORKERS = flags.DEFINE_integer("workers", 2, "Simulator processes.", lower_bound=1)
 
 WINDOWS = 160

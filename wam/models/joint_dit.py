@@ -29,7 +29,7 @@ from wam.config import ModelConfig
 from wam.models.attention import Keys, attend, rope_angles
 from wam.models.blocks import ExpertBlock, OutputHead
 from wam.models.dynamics_paths import Constant, Embodiments, ForwardPath, InversePath, accumulate
-from wam.models.layers import EmbodimentBank, Linear, SigmaEmbedder, zero_init
+from wam.models.layers import EmbodimentBank, Linear, SigmaEmbedder
 from wam.models.streams import Context, Noisy, Observation, Outputs, Stream, to_tokens
 from wam.models.visibility import TABLE
 
@@ -71,7 +71,8 @@ class JointDiT(nnx.Module):
         self.action_in = EmbodimentBank(config.embodiments, k * A, Da, rngs=rngs, dtype=dtype)
         self.action_embedding = nnx.Param(normal(rngs.params(), (1, config.action_tokens, Da), jnp.float32))
         self.state_in = EmbodimentBank(config.embodiments, config.state_dim, Da, rngs=rngs, dtype=dtype)
-        null = zero_init(("embed",))
+        # Not zeros: a norm's derivative at a zero vector is 1 / sqrt(eps), and dropped inputs would blow up gradients.
+        null = nnx.with_partitioning(nnx.initializers.normal(1.0), ("embed",))
         self.null_text = nnx.Param(null(rngs.params(), (config.text_dim,), jnp.float32))
         self.null_state = nnx.Param(null(rngs.params(), (Da,), jnp.float32))
         self.null_history = nnx.Param(null(rngs.params(), (Dv,), jnp.float32))
