@@ -113,7 +113,7 @@ def is_collected(data: Path) -> bool:
 
 
 def work(runs: Sequence[Run], out: Path, data: Path, minutes: float, *, run_command: Execute = execute,
-         after_each: Callable[[], None] = lambda: None) -> list[str]:  # fmt: skip
+         after_each: Callable[[], Any] = lambda: None) -> list[str]:  # fmt: skip
     """Does what is missing of the runs, one after the other; returns one sentence for each that failed."""
     failed = []
     for number, run in enumerate(runs, 1):

@@ -63,12 +63,13 @@ def pool(results: Sequence[Result], control: str, tasks: Sequence[str] | None = 
 
 def spread(values: Sequence[float | None]) -> Any:
     """A table cell: the value of one run, or median and range of several; None where one of them has none."""
-    if any(value is None for value in values):
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return None
-    if len(values) == 1:
-        return values[0]
-    median = np.median(values).item()
-    return {"median": round(median) if isinstance(values[0], int) else median, "min": min(values), "max": max(values)}
+    if len(known) == 1:
+        return known[0]
+    median = np.median(known).item()
+    return {"median": round(median) if isinstance(known[0], int) else median, "min": min(known), "max": max(known)}
 
 
 def facts(results: Sequence[Result], command: str) -> dict[str, Any]:
