@@ -29,13 +29,18 @@ def sim_verdict(python: tuple[int, int], installed: bool) -> str:
     return "skip" if python >= (3, 12) else "fail"
 
 
+def require_sim() -> None:
+    """Skips or fails the test that asks, where its simulator is missing."""
+    verdict = sim_verdict(sys.version_info[:2], importlib.util.find_spec("metaworld") is not None)
+    if verdict == "skip":
+        pytest.skip("Meta-World is not installed (simulators are optional on Python >= 3.12)")
+    if verdict == "fail":
+        pytest.fail("Meta-World is not installed: run tools/setup.sh, or pip install -e '.[sim]'", pytrace=False)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("requires_sim"):
-        verdict = sim_verdict(sys.version_info[:2], importlib.util.find_spec("metaworld") is not None)
-        if verdict == "skip":
-            pytest.skip("Meta-World is not installed (simulators are optional on Python >= 3.12)")
-        if verdict == "fail":
-            pytest.fail("Meta-World is not installed: run tools/setup.sh, or pip install -e '.[sim]'", pytrace=False)
+        require_sim()
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -67,10 +72,7 @@ def debug_run(tmp_path_factory) -> pathlib.Path:
 
     from tests.experiments.commands import run
 
-    if importlib.util.find_spec("metaworld") is None:
-        if sim_verdict(sys.version_info[:2], installed=False) == "skip":
-            pytest.skip("Meta-World is not installed (simulators are optional on Python >= 3.12)")
-        pytest.fail("Meta-World is not installed: run tools/setup.sh, or pip install -e '.[sim]'", pytrace=False)
+    require_sim()
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     workdir = shared / "debug_run"

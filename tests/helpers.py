@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -50,7 +49,3 @@ def random_model(config: ModelConfig, seed: int = 0) -> JointDiT:
     nnx.update(model, jax.tree.unflatten(tree, noisy))
     model.embodiments.lead[...] = 0.1 * jax.random.normal(jax.random.key(7), model.embodiments.lead.shape)
     return model
-
-
-def replaced(config: ModelConfig, **changes: Any) -> ModelConfig:
-    return dataclasses.replace(config, **changes)

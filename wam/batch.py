@@ -12,7 +12,6 @@ chunk) and the current observation of chunk i is the last frame of chunk i - 1.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -199,8 +198,3 @@ def fake_batch(spec: BatchSpec, batch_size: int, *, embodiments: int = 2, camera
     batch["sample_id"] = np.stack([kind, index], -1).astype(np.uint32)
     check_batch(batch, spec, batch_size)
     return batch
-
-
-def batch_bytes(spec: BatchSpec, batch_size: int) -> int:
-    """Bytes of one batch on the host: what prefetching keeps in memory, per element."""
-    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in spec.fields(batch_size).values())
