@@ -26,7 +26,10 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory that holds 
 _MODE = flags.DEFINE_enum("mode", "policy", ["policy", "joint"], "How the policy samples.")
 _TASKS = flags.DEFINE_list("tasks", None, "Tasks; by default those of the training recipe.")
 _EPISODES = flags.DEFINE_integer("episodes", None, "Layouts per task; by default the recipe's.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 5, "Sampler steps of a chunk.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", None, "Sampler steps of a chunk; by default the policy's.", lower_bound=1)
+_EXECUTE = flags.DEFINE_integer(
+    "execute_steps", None, "Control steps executed of each chunk; by default the recipe's.", lower_bound=1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the policy's noise.", lower_bound=0, upper_bound=65535)
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["validation", "test"], "Layouts: validation for choices, test for results."
@@ -41,14 +44,15 @@ DEMONSTRATIONS = 25
 class Evaluation:
     """One checkpoint with its simulator; methods return plain dictionaries."""
 
-    def __init__(self, workdir: Path, *, tasks: list[str] | None, episodes: int | None, steps: int, seed: int,
-                 split: str, workers: int):  # fmt: skip
+    def __init__(self, workdir: Path, *, tasks: list[str] | None, episodes: int | None, steps: int | None, seed: int,
+                 split: str, workers: int, execute_steps: int | None = None):  # fmt: skip
         from wam.envs import env_factory
         from wam.envs.metaworld import SPLIT_SEEDS, TASKS
         from wam.evaluation.closed_loop import Settings
-        from wam.policy import load_policy
+        from wam.policy import DEFAULT_STEPS, load_policy
 
-        self.workdir, self.steps, self.seed, self.split = workdir, steps, seed, split
+        self.steps = dict.fromkeys(DEFAULT_STEPS, steps) if steps else DEFAULT_STEPS
+        self.workdir, self.seed, self.split = workdir, seed, split
         # Scanned layers: few calls, so the compilation counts more than the milliseconds of a call.
         self.policy = load_policy(workdir, unroll=False)
         config = self.policy.assets["config"]
@@ -57,8 +61,13 @@ class Evaluation:
         if unknown := [task for task in self.tasks if task not in TASKS]:
             raise ValueError(f"unknown task {unknown[0]!r}; choose from {', '.join(sorted(TASKS))}")
         self.make_env = env_factory(config["sim"]["name"], config["sim"]["render"], max_steps=options["max_steps"])
+        execute_steps = execute_steps or options["execute_steps"]
+        if execute_steps > self.policy.config.action_horizon:
+            raise ValueError(
+                f"--execute_steps {execute_steps} is more than a chunk holds ({self.policy.config.action_horizon})"
+            )
         self.settings = Settings(
-            max_steps=options["max_steps"], execute_steps=options["execute_steps"], workers=workers, seed=seed
+            max_steps=options["max_steps"], execute_steps=execute_steps, workers=workers, seed=seed
         )
         self.options, self.seeds = options, SPLIT_SEEDS
         self.layouts = self._layouts(SPLIT_SEEDS[split], episodes or options["episodes"])
@@ -84,7 +93,7 @@ class Evaluation:
             layouts = {task: self.layouts[task] for task in (first, second)}
         name = "swapped" if swap else mode
         episodes = closed_loop.run_policy(
-            self.policy, self.make_env, layouts, program(mode, self.steps), mode, self.settings,
+            self.policy, self.make_env, layouts, program(mode, self.steps[mode]), mode, self.settings,
             instructions=instructions, recorded=dict.fromkeys(layouts, 0) if film else None,
             progress=f"evaluate {name}",
         )  # fmt: skip
@@ -201,7 +210,8 @@ class Evaluation:
         directory.mkdir(exist_ok=True)
         normalised = {"action": batch["action"][:, 0], **actions}
         raw = {name: robot.normalizers[1].denormalize(a[chosen][..., :dims]) for name, a in normalised.items()}
-        arrays: dict[str, Any] = {case: images[chosen] for case, images in frames.items()} | raw
+        # Film strips show the first predicted view.
+        arrays: dict[str, Any] = {case: images[chosen, 0] for case, images in frames.items()} | raw
         np.savez_compressed(
             directory / f"dynamics_{kind}.npz",
             **arrays,
@@ -219,7 +229,8 @@ def evaluate_all(evaluation: Evaluation) -> dict[str, Any]:
         "checkpoint_step": evaluation.policy.step,
         "split": evaluation.split,
         "seed": evaluation.seed,
-        "steps": evaluation.steps,
+        "steps": {mode: evaluation.steps[mode] for mode in ("policy", "joint")},
+        "execute_steps": evaluation.settings.execute_steps,
         "episodes_per_task": len(next(iter(evaluation.layouts.values()))),
         "tasks": evaluation.tasks,
     }
@@ -264,7 +275,7 @@ def main(argv: list[str]) -> None:
             raise OSError(f"less than 50 MB are free at {workdir}: the results would not fit")
         evaluation = Evaluation(
             workdir, tasks=_TASKS.value, episodes=_EPISODES.value, steps=_STEPS.value, seed=_SEED.value,
-            split=_SPLIT.value, workers=_WORKERS.value,
+            split=_SPLIT.value, workers=_WORKERS.value, execute_steps=_EXECUTE.value,
         )  # fmt: skip
         if _REPORT.value:
             evaluate_all(evaluation)

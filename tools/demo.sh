@@ -5,20 +5,26 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'HELP'
-usage: tools/demo.sh [--workdir DIR] [--config FILE]
+usage: tools/demo.sh [--workdir DIR] [--config FILE] [--budget_minutes N]
 
-  --workdir DIR  where everything goes (default: runs/demo)
-  --config FILE  the recipe (default: experiments/configs/demo.py)
+  --workdir DIR       where everything goes (default: runs/demo)
+  --config FILE       the recipe (default: experiments/configs/demo.py)
+  --budget_minutes N  how long to train (default: 8); it counts when DIR is new
 
-WAM_TRAIN_MINUTES (default 10) is the training budget, chosen when DIR is new. Finished work found in DIR is reused,
-so an interrupted demo continues where it stopped. DIR/phases.json holds the seconds of each phase.
+Finished work found in DIR is reused, so an interrupted demo continues where it stopped. DIR/phases.json holds the
+seconds of each phase.
 HELP
 }
-workdir=runs/demo config=experiments/configs/demo.py
+workdir=runs/demo config=experiments/configs/demo.py minutes=8
 while [ $# -gt 0 ]; do
   case "$1" in
-    --workdir | --config) [ $# -ge 2 ] || { echo "demo: $1 needs a value" >&2; exit 2; }
-      if [ "$1" = --workdir ]; then workdir="$2"; else config="$2"; fi
+    --workdir | --config | --budget_minutes)
+      [ $# -ge 2 ] || { echo "demo: $1 needs a value" >&2; exit 2; }
+      case "$1" in
+        --workdir) workdir="$2" ;;
+        --config) config="$2" ;;
+        --budget_minutes) minutes="$2" ;;
+      esac
       shift ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; echo "demo: unknown option '$1'" >&2; exit 2 ;;
@@ -49,7 +55,7 @@ phase() { # NAME COMMAND...: runs it, times it, and keeps phases.json true after
 phase setup tools/setup.sh
 . tools/env.sh
 phase collect "$python" -m experiments.collect --config="$config" --out="$workdir/data"
-phase train "$python" -m experiments.train --config="$config" --workdir="$workdir" --budget_minutes="${WAM_TRAIN_MINUTES:-10}"
+phase train "$python" -m experiments.train --config="$config" --workdir="$workdir" --budget_minutes="$minutes"
 phase evaluate "$python" -m experiments.evaluate --checkpoint "$workdir" --report
 # Times itself: adds `report` to phases.json, and all phases to metrics.json.
 "$python" -m experiments.report "$workdir"

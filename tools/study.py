@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None, run_command: Execute = execute) -> N
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="where the runs go")
     parser.add_argument("--data", type=Path, help="the collection; collected if missing (default: OUT/data)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="training minutes of every run")
+    parser.add_argument("--minutes", type=float, default=8.0, help="training minutes of every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the demo")
     parser.add_argument("--ablation_seeds", type=int, nargs="+", default=[0], help="of every ablation")
     parser.add_argument("--only", nargs="+", choices=STUDIES, default=STUDIES, metavar="NAME", help=", ".join(STUDIES))

@@ -77,6 +77,9 @@ class ModelConfig:
     embodiments: int = 2
     text_dim: int = 64
 
+    text_attention: bool = True
+    """Cross-attention to the instruction's tokens in every block; False leaves it to the modulation alone."""
+
     lead_width: int = 128
     """Width of the frame-aligned action path (forward dynamics); 0 removes the path."""
     lead_fourier: int = 64
@@ -193,7 +196,7 @@ class ObjectiveConfig:
     action_weight: float = 1.0
     policy_weight: float = 1.0
     inverse_weight: float = 1.0
-    """Direct regression of the actions from clean latent differences (the inverse path's own head)."""
+    """Direct regression of the actions from latent differences (the inverse path's own head)."""
     video_shift: float = 1.0
     action_shift: float = 1.0
     joint_video_sees_action: float = 0.5

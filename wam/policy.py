@@ -31,7 +31,7 @@ from wam.tokenizers.patch_pca import PatchPCA
 from wam.tokenizers.text import HashedNgrams
 from wam.training.state import Apply
 
-DEFAULT_STEPS = {"policy": 5, "joint": 5, "forward": 1, "video": 1}
+DEFAULT_STEPS = {"policy": 2, "joint": 2, "forward": 1, "video": 1}
 """Sampler steps of each mode `infer` offers; one step gives the conditional mean of the frames."""
 
 

@@ -27,8 +27,9 @@ def get_config() -> ConfigDict:
     config.tokenizer.update(patch=16, frames_per_latent=2, channels=16, fit_frames=300)
     config.text.update(tokens=4, dim=16)
     config.model.update(
-        size="debug", time_width=32, lead_width=16, lead_fourier=4, inverse_width=16, inverse_channels=4
-    )
+        size="debug", time_width=32, lead_width=16, lead_fourier=4, inverse_width=16, inverse_channels=4,
+        text_attention=True, scan_layers=True,
+    )  # fmt: skip
     config.objective.update(policy_draws=2)
     config.optimizer.update(warmup_steps=5)
     config.train.update(steps=20, batch_size=8, log_every=5, eval_every=10, checkpoint_every=10)

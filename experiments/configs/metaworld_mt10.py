@@ -38,9 +38,11 @@ def get_config() -> ConfigDict:
     config.data.frame_seconds = (0.0, 0.05, 0.1, 0.15, 0.2)
     config.data.threads = 8
     config.tokenizer.update(frames_per_latent=2, channels=192)
-    config.model.update(size="small", dtype="bfloat16", remat=True, lead_width=256, inverse_width=512)
+    config.model.update(
+        size="small", dtype="bfloat16", remat=True, scan_layers=True, text_attention=True, lead_width=256
+    )
     config.objective.drop_text = 0.05
-    config.optimizer.update(learning_rate=3e-4, warmup_steps=1000, ema_decay=0.999)
+    config.optimizer.update(learning_rate=3e-4, weight_decay=0.01, warmup_steps=1000, ema_decay=0.999)
     config.train.update(steps=50_000, batch_size=256, log_every=100, eval_every=2500, checkpoint_every=2500)
     config.evaluate.update(episodes=50, max_steps=500, swap=("window-open", "window-close"))
     return config

@@ -144,8 +144,8 @@ def test_padding_the_action_and_state_dimensions_changes_nothing(model):
         names = [p.key for p in path]
         if small.shape == big.shape:
             return small
-        if names[0] in ("action_in", "action_out"):
-            axis = 1 if names[0] == "action_in" else small.ndim - 1
+        if names[0] in ("action_in", "action_out") or names[:2] == ["inverse_path", "to_tokens"]:
+            axis = {"action_in": 1, "action_out": small.ndim - 1, "inverse_path": 0}[names[0]]
             big = jnp.moveaxis(big, axis, -1)
             big = big.reshape(*big.shape[:-1], k, A + 3)
             small = jnp.moveaxis(small, axis, -1)

@@ -44,12 +44,26 @@ def test_phases_in_order_and_the_longer_time_is_kept(checkout):
     assert demo(checkout).returncode == 0
     assert list(phases(checkout)) == ["setup", "collect", "train", "evaluate", "total"]
     log = (checkout / "venv/bin/python.log").read_text()
-    assert "--budget_minutes=10" in log
+    assert "--budget_minutes=8" in log
     assert log.splitlines()[-1] == "-m experiments.report runs/demo"
     before = {"setup": 60, "collect": 150, "train": 600, "evaluate": 200, "report": 5.4, "total": 1015.4}
     (checkout / "runs/demo/phases.json").write_text(json.dumps(before))
     assert demo(checkout).returncode == 0
     assert phases(checkout) == before
+
+
+def test_options_reach_the_commands(checkout):
+    assert demo(checkout, "--workdir", "runs/x", "--budget_minutes", "3").returncode == 0
+    log = (checkout / "venv/bin/python.log").read_text()
+    assert "--workdir=runs/x --budget_minutes=3" in log
+    for bad, message in (
+        (["--fast"], "unknown option"),
+        (["--workdir"], "needs a value"),
+        (["--config", "no.py"], "no recipe"),
+    ):
+        result = demo(checkout, *bad)
+        assert result.returncode == 2
+        assert message in result.stderr
 
 
 def test_a_failed_phase_is_named_and_not_timed(checkout):

@@ -43,7 +43,7 @@ def fake_metrics(seed: int, steps: int, policy: int = 19) -> dict:
     forward = {"psnr": decibels, "moving": decibels, "win_rate": 0.8}
     inverse = {"r2": 0.9, "r2_wrong_video": -0.1, "policy_r2": 0.6, "r2_gripper": 0.95}
     return {
-        "about": {"checkpoint_step": steps, "split": "test", "seed": seed, "steps": 5, "episodes_per_task": EPISODES,
+        "about": {"checkpoint_step": steps, "split": "test", "seed": seed, "episodes_per_task": EPISODES,
                   "tasks": list(TASKS)},
         "closed_loop": {
             "policy": score(dict.fromkeys(TASKS, policy)),

@@ -75,8 +75,8 @@ def _batched(policy: Policy, batch: Batch, program: sampler.Program, size: int, 
 def forward_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: int = 32) -> dict[str, Any]:
     """PSNR, SSIM and moving-pixel PSNR of the predicted frames with true, shuffled and zero actions.
 
-    `batch` holds windows whose frames are all real. The result has the metrics and, under `frames`, the images
-    {case: uint8 [n, T, h, w, 3]} including the real ones.
+    `batch` holds windows whose frames are all real. Errors are pooled over the predicted views. The result has the
+    metrics and, under `frames`, the images {case: uint8 [n, v, T, h, w, 3]} including the real ones.
     """
     cfg = policy.config
     program = sampler.program("forward", 1)
@@ -87,30 +87,31 @@ def forward_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
         if robot.action is not None:
             zero[row, ..., : robot.spec.action_dim] = robot.action.normalize(np.zeros(robot.spec.action_dim))
     actions = {"true": batch["action"], "shuffled": batch["action"][other], "zero": zero * batch["action_mask"]}
-    view = cfg.target_views[0]
-    real = batch["video"][:, view]
+    real = batch["video"][:, np.array(cfg.target_views)]
+    first = real[:, :, :1]
     frames = {"real": real}
     for case, action in actions.items():
-        predicted = _batched(policy, {**batch, "action": action}, program, size, pixels=True)[:, 0]
-        frames[case] = np.concatenate([real[:, :1], predicted], axis=1)
-    frames["copy_last"] = np.repeat(real[:, :1], real.shape[1], axis=1)
+        predicted = _batched(policy, {**batch, "action": action}, program, size, pixels=True)
+        frames[case] = np.concatenate([first, predicted], axis=2)
+    frames["copy_last"] = np.repeat(first, real.shape[2], axis=2)
     # The tokenizer's ceiling: video given, so that sampling returns the real latents.
-    given = _batched(policy, batch, sampler.program("inverse", 1), size, pixels=True)[:, 0]
-    frames["ceiling"] = np.concatenate([real[:, :1], given], axis=1)
+    given = _batched(policy, batch, sampler.program("inverse", 1), size, pixels=True)
+    frames["ceiling"] = np.concatenate([first, given], axis=2)
 
-    target = real[:, 1:].astype(np.float32) / 255
-    moved = np.abs(target - real[:, :1].astype(np.float32) / 255).max(-1) > MOVED
+    target = real[:, :, 1:].astype(np.float32) / 255
+    moved = np.abs(target - first.astype(np.float32) / 255).max(-1) > MOVED
     similarity = jax.jit(ssim)
     per_frame: dict[str, dict[str, list[float]]] = {"psnr": {}, "ssim": {}, "moving": {}}
     moving_error = {}
     for case in CASES:
-        guess = frames[case][:, 1:].astype(np.float32) / 255
-        error = ((guess - target) ** 2).mean(-1)
-        per_frame["psnr"][case] = _db(error.mean((0, 2, 3))).tolist()
-        per_frame["moving"][case] = _db((error * moved).sum((0, 2, 3)) / np.maximum(1, moved.sum((0, 2, 3)))).tolist()
-        per_frame["ssim"][case] = np.asarray(similarity(guess, target)).mean(0).tolist()
-        moving_error[case] = (error * moved).sum((1, 2, 3))
-    some = moved.any((1, 2, 3))
+        guess = frames[case][:, :, 1:].astype(np.float32) / 255
+        error = ((guess - target) ** 2).mean(-1)  # [n, v, T', h, w]
+        pooled = (0, 1, 3, 4)
+        per_frame["psnr"][case] = _db(error.mean(pooled)).tolist()
+        per_frame["moving"][case] = _db((error * moved).sum(pooled) / np.maximum(1, moved.sum(pooled))).tolist()
+        per_frame["ssim"][case] = np.asarray(similarity(guess, target)).mean((0, 1)).tolist()
+        moving_error[case] = (error * moved).sum((1, 2, 3, 4))
+    some = moved.any((1, 2, 3, 4))
     wins = (moving_error["true"] < moving_error["shuffled"])[some]
     means = {metric: {case: float(np.mean(v)) for case, v in cases.items()} for metric, cases in per_frame.items()}
     return {

@@ -24,7 +24,8 @@ class QKV(NamedTuple):
 
 
 class ExpertBlock(nnx.Module):
-    def __init__(self, width: int, mlp: int, heads: int, head_dim: int, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(self, width: int, mlp: int, heads: int, head_dim: int, *, rngs: nnx.Rngs, text: bool = True,
+                 dtype=jnp.float32):  # fmt: skip
         inner = heads * head_dim
         linear: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
         self.q = Linear(width, inner, axes=("embed", "heads"), **linear)
@@ -32,12 +33,13 @@ class ExpertBlock(nnx.Module):
         self.v = Linear(width, inner, axes=("embed", "heads"), **linear)
         self.out = Linear(inner, width, axes=("heads", "embed"), **linear)
         self.q_norm, self.k_norm = RMSNorm(inner, rngs=rngs), RMSNorm(inner, rngs=rngs)
-        self.text_norm = LayerNorm(width, rngs=rngs)
-        self.text_q = Linear(width, inner, axes=("embed", "heads"), **linear)
-        self.text_k = Linear(width, inner, axes=("embed", "heads"), **linear)
-        self.text_v = Linear(width, inner, axes=("embed", "heads"), **linear)
-        self.text_out = Linear(inner, width, axes=("heads", "embed"), **linear)
-        self.text_q_norm, self.text_k_norm = RMSNorm(inner, rngs=rngs), RMSNorm(inner, rngs=rngs)
+        if text:
+            self.text_norm = LayerNorm(width, rngs=rngs)
+            self.text_q = Linear(width, inner, axes=("embed", "heads"), **linear)
+            self.text_k = Linear(width, inner, axes=("embed", "heads"), **linear)
+            self.text_v = Linear(width, inner, axes=("embed", "heads"), **linear)
+            self.text_out = Linear(inner, width, axes=("heads", "embed"), **linear)
+            self.text_q_norm, self.text_k_norm = RMSNorm(inner, rngs=rngs), RMSNorm(inner, rngs=rngs)
         self.up = Linear(width, mlp, axes=("embed", "mlp"), **linear)
         self.down = Linear(mlp, width, axes=("mlp", "embed"), **linear)
 
@@ -67,14 +69,16 @@ class ExpertBlock(nnx.Module):
         k = self._split(self.text_k_norm(self.text_k(text_BLD)))
         return Keys(k, self._split(self.text_v(text_BLD)), mask_BL)
 
-    def finish(self, x_BLD: Array, attended_BLNH: Array, mod: tuple[Array, ...], text: Keys, backend: str) -> Array:
-        """Everything after the joint attention: output projection, text cross-attention, MLP."""
+    def finish(self, x_BLD: Array, attended_BLNH: Array, mod: tuple[Array, ...], text: Keys | None,
+               backend: str) -> Array:  # fmt: skip
+        """Everything after the joint attention: output projection, cross-attention to a text if there is one, MLP."""
         _, _, gate_attention, shift, scale, gate_mlp = (m.astype(x_BLD.dtype) for m in mod)
         merged = attended_BLNH.reshape(*attended_BLNH.shape[:2], -1)
         x_BLD = x_BLD + gate_attention * self.out(merged)
-        q = self._split(self.text_q_norm(self.text_q(self.text_norm(x_BLD))))
-        attended = attend(q, [text], backend="xla" if backend == "chunked" else backend)
-        x_BLD = x_BLD + self.text_out(attended.reshape(*attended.shape[:2], -1))
+        if text is not None:
+            q = self._split(self.text_q_norm(self.text_q(self.text_norm(x_BLD))))
+            attended = attend(q, [text], backend="xla" if backend == "chunked" else backend)
+            x_BLD = x_BLD + self.text_out(attended.reshape(*attended.shape[:2], -1))
         h = modulate(layer_norm(x_BLD), shift, scale)
         return x_BLD + gate_mlp * self.down(jax.nn.gelu(self.up(h), approximate=True))
 

@@ -5,7 +5,8 @@ an inverse model ignores the video. So each direction gets a short, aligned conn
 
 - `ForwardPath`: where the actions up to a future frame *lead* (the state plus the accumulated action) becomes a code
   that enters that frame's tokens per patch position, and its modulation.
-- `InversePath`: the change of the latents per patch position enters the action tokens.
+- `InversePath`: the actions are regressed from the change of the latents per patch position, and this estimate enters
+  the action tokens.
 
 Each is multiplied by the visibility bit of its direction, by (1 - sigma) of the stream it reads, and by the masks.
 """
@@ -117,7 +118,11 @@ class ForwardPath(nnx.Module):
 
 
 class InversePath(nnx.Module):
-    """Video to actions: from latent differences per patch position to the action tokens and a direct estimate."""
+    """Video to actions: a regression from latent differences per patch position, read by the action tokens.
+
+    The regression learns from its own loss alone: where the action tokens read it, it is `frozen`. Gradients of the
+    denoised actions would make it learn clips by heart.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         C, c, f = config.latent_channels, config.inverse_channels, config.frames_per_chunk
@@ -127,25 +132,30 @@ class InversePath(nnx.Module):
         # Starts as a difference; the two maps may part where the tokenizer encodes first and later frames differently.
         self.current.kernel[...] = self.future.kernel[...]
         self.hidden = Linear(f * positions * c + config.state_dim, config.inverse_width, rngs=rngs, axes=(None, None))
-        tokens = config.action_tokens * config.action_width
-        self.to_tokens = Linear(config.inverse_width, tokens, rngs=rngs, axes=(None, None), zero=True)
         actions = config.action_horizon * config.action_dim
         self.direct = Linear(config.inverse_width, actions, rngs=rngs, axes=(None, None))
-        self.action_tokens = config.action_tokens
+        per_token = config.steps_per_token * config.action_dim
+        self.to_tokens = Linear(per_token, config.action_width, rngs=rngs, axes=(None, "embed"), zero=True)
+        self.action_tokens, self.action_dim = config.action_tokens, config.action_dim
 
-    def features(self, future: Array, current: Array, frame_mask: Array, state: Array) -> Array:
-        """[B, M, inverse_width] from latents [B, M, f, p, C], the observation [B, M, p, C], mask [B, M, f], state."""
+    def frozen(self) -> InversePath:
+        """The same map with constant weights; gradients still reach its inputs."""
+        graph, weights = nnx.split(self)
+        return nnx.merge(graph, jax.tree.map(jax.lax.stop_gradient, weights))
+
+    def estimate(self, future: Array, current: Array, frame_mask: Array, state: Array) -> Array:
+        """Normalised actions [B, M, K, A]; never an answer itself.
+
+        From latents [B, M, f, p, C], the observation [B, M, p, C], the frames' mask [B, M, f] and the state [B, M, S].
+        """
         change = self.future(future) - self.current(current)[:, :, None]
         change = change * frame_mask[..., None, None]
         flat = change.reshape(*change.shape[:2], -1)
-        return jax.nn.gelu(self.hidden(jnp.concatenate([flat, state], axis=-1)))
+        out = self.direct(jax.nn.gelu(self.hidden(jnp.concatenate([flat, state], axis=-1))))
+        return out.reshape(*out.shape[:2], -1, self.action_dim)
 
-    def __call__(self, features_BMD: Array, gate_BM: Array) -> Array:
+    def __call__(self, estimate_BMKA: Array, gate_BM: Array) -> Array:
         """Additions to the action tokens [B, M, Ka, D]; `gate` is visibility times (1 - sigma_video)."""
-        out = (features_BMD @ self.to_tokens.kernel[...]) * gate_BM[..., None]
-        return out.reshape(*out.shape[:2], self.action_tokens, -1)
-
-    def actions(self, features_BMD: Array, action_dim: int) -> Array:
-        """The direct estimate of the normalised actions [B, M, K, A]: an auxiliary head, never sampled from."""
-        out = self.direct(features_BMD)
-        return out.reshape(*out.shape[:2], -1, action_dim)
+        seen = estimate_BMKA * gate_BM[..., None, None]
+        seen = seen.reshape(*seen.shape[:2], self.action_tokens, -1)
+        return seen @ self.to_tokens.kernel[...]

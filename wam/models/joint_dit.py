@@ -48,12 +48,15 @@ class JointDiT(nnx.Module):
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap(in_axes=(None, 0), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
         def stack(width_mlp: tuple[int, int], rngs: nnx.Rngs) -> ExpertBlock:
-            return ExpertBlock(*width_mlp, config.heads, config.head_dim, rngs=rngs, dtype=dtype)
+            return ExpertBlock(
+                *width_mlp, config.heads, config.head_dim, rngs=rngs, text=config.text_attention, dtype=dtype
+            )
 
         self.blocks = nnx.Dict({name: stack(widths[name], rngs) for name in names})
         self.sigma = nnx.Dict({n: SigmaEmbedder(config.time_width, widths[n][0], rngs=rngs) for n in names})
+        read_text = names if config.text_attention else ()
         self.text_in = nnx.Dict(
-            {n: Linear(config.text_dim, widths[n][0], rngs=rngs, axes=(None, "embed"), dtype=dtype) for n in names}
+            {n: Linear(config.text_dim, widths[n][0], rngs=rngs, axes=(None, "embed"), dtype=dtype) for n in read_text}
         )
         # The pooled instruction joins the sigma's condition: tiny trunks learn language much faster through modulation
         # than through cross-attention. Zero-initialised, hence a no-op for a trunk pretrained without it.
@@ -165,18 +168,18 @@ class JointDiT(nnx.Module):
 
         def body(blocks, carry, _):
             history, state = carry
-            texts = {n: block.text_keys(text_in[n], text_mask) for n, block in blocks.items()}
+            texts = {n: blocks[n].text_keys(x, text_mask) for n, x in text_in.items()}
             mod = blocks[video].modulation(conditions[video])
             q, k, v = blocks[video].qkv(history, mod[0], mod[1], history_angles)
             out, start = [], 0
             for end in ends:
                 out.append(self._attend(q[:, start:end], [Keys(k[:, :end], v[:, :end], view_mask[:, :end])]))
                 start = end
-            history = blocks[video].finish(history, jnp.concatenate(out, 1), mod, texts[video], cfg.attention)
+            history = blocks[video].finish(history, jnp.concatenate(out, 1), mod, texts.get(video), cfg.attention)
             mod = blocks[action].modulation(conditions[action])
             state_qkv = blocks[action].qkv(state, mod[0], mod[1], state_angles)
             # A state token sees itself alone: the softmax over one key is the value.
-            state = blocks[action].finish(state, state_qkv.v, mod, texts[action], cfg.attention)
+            state = blocks[action].finish(state, state_qkv.v, mod, texts.get(action), cfg.attention)
             kept = (k, v, state_qkv.k, state_qkv.v, {n: (t.k, t.v) for n, t in texts.items()})
             return (history, state), kept
 
@@ -259,8 +262,7 @@ class JointDiT(nnx.Module):
                     for name in names
                     for chunk in range(M)
                 ]
-                text_k, text_v = texts[expert]
-                text = Keys(text_k, text_v, context.text[expert].mask)
+                text = Keys(*texts[expert], context.text[expert].mask) if expert in texts else None
                 out = jnp.concatenate(attended, axis=1)
                 new[expert] = blocks[expert].finish(xs[expert], out, mods[expert], text, cfg.attention)
             return new, None
@@ -328,9 +330,10 @@ class JointDiT(nnx.Module):
         M, Ka = noisy.sigma_action.shape[1], cfg.action_tokens
         x = self._encode_actions(noisy.action * noisy.action_mask, obs.embodiment)
         if self.inverse_path is not None and noisy.video is not None:
-            features = self.inverse_features(context, noisy.video, noisy.frame_mask)
+            read = self.inverse_path.frozen()
+            estimate = self.direct_inverse(context, noisy.video, noisy.frame_mask, read) * noisy.action_mask
             gate = noisy.action_sees_video[:, None] * (1 - noisy.sigma_video.max(-1))
-            x = x + self.inverse_path(features, gate).astype(x.dtype)
+            x = x + self.inverse_path(estimate, gate).astype(x.dtype)
         sigma = noisy.sigma_action
         group: Array | int = Ka
         if noisy.prefix is not None:
@@ -368,22 +371,19 @@ class JointDiT(nnx.Module):
         out = self.action_out(h, embodiment)
         return rearrange(out, pattern, k=self.config.steps_per_token, **sizes)
 
-    # ---------------------------------------------------------- inverse path's own head
+    # ---------------------------------------------------------- inverse path
 
-    def inverse_features(self, context: Context, video: Array, frame_mask: Array) -> Array:
-        """[B, M, inverse_width] from future latents [B, M, f, v, P, C] and the observation."""
-        assert self.inverse_path is not None, "inverse_width is 0"
+    def direct_inverse(
+        self, context: Context, video: Array, frame_mask: Array, path: InversePath | None = None
+    ) -> Array:
+        """Normalised actions [B, M, K, A] regressed from future latents [B, M, f, v, P, C] by the path alone."""
+        path = path or self.inverse_path
+        assert path is not None, "inverse_width is 0"
         obs = context.observation
         state = obs.state * obs.state_mask * ~obs.drop_state[:, None, None]
         seen = context.current * ~obs.drop_history[:, None, None, None]
         future = rearrange(video, "B M f v P C -> B M f (v P) C")
-        return self.inverse_path.features(future, seen, frame_mask, state)
-
-    def direct_inverse(self, context: Context, video: Array, frame_mask: Array) -> Array:
-        """Regression of the actions from clean latents by the inverse path alone: [B, M, K, A], normalised."""
-        assert self.inverse_path is not None, "inverse_width is 0"
-        features = self.inverse_features(context, video, frame_mask)
-        return self.inverse_path.actions(features, self.config.action_dim)
+        return path.estimate(future, seen, frame_mask, state)
 
 
 def create(config: ModelConfig, seed: int = 0) -> JointDiT:

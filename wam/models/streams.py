@@ -50,7 +50,7 @@ class Context(NamedTuple):
 
     history: Keys  # k, v [layers, B, L, N, H]; mask [B, L]
     state: Keys  # k, v [layers, B, M, N, H]; mask [B, M]
-    text: dict[str, Keys]  # expert -> k, v [layers, B, Lt, N, H]; mask [B, Lt]
+    text: dict[str, Keys]  # expert -> k, v [layers, B, Lt, N, H]; mask [B, Lt]; empty without text attention
     instruction: dict[str, Array]  # expert -> [B, 1, D], joins the condition of every sigma group
     current: Array  # [B, M, v P, C]: the last observed frame of each chunk, target views
     observation: Observation
