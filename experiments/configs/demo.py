@@ -1,4 +1,4 @@
-"""The demo: one language-conditioned world-action model on five Meta-World tasks, on two CPU cores in minutes.
+"""The demo: one language-conditioned world-action model on six Meta-World tasks, on two CPU cores in minutes.
 
     tools/demo.sh
 
@@ -8,9 +8,9 @@ or, step by step,
     python -m experiments.train    --config=experiments/configs/demo.py --workdir=runs/demo --budget_minutes=8
     python -m experiments.evaluate --checkpoint=runs/demo --report
 
-Three of the tasks need sight (blind replay of the mean demonstration solves under half of their episodes, see
-experiments/results/screen_blind.json); the two faucet tasks start from the same picture, so that only the instruction
-tells them apart (the goal marker is not drawn).
+Four of the tasks were chosen because blind replay of the mean demonstration solves under half of their validation
+episodes (experiments/results/screen_blind.json); the two faucet tasks start from the same picture, so that only the
+instruction tells them apart (the goal marker is not drawn).
 """
 
 from ml_collections import ConfigDict

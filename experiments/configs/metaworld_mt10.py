@@ -39,7 +39,13 @@ def get_config() -> ConfigDict:
     config.data.threads = 8
     config.tokenizer.update(frames_per_latent=2, channels=192)
     config.model.update(
-        size="small", dtype="bfloat16", remat=True, scan_layers=True, text_attention=True, lead_width=256
+        size="small",
+        dtype="bfloat16",
+        remat=True,
+        scan_layers=True,
+        text_attention=True,
+        lead_width=256,
+        target_views=(0,),
     )
     config.objective.drop_text = 0.05
     config.optimizer.update(learning_rate=3e-4, weight_decay=0.01, warmup_steps=1000, ema_decay=0.999)

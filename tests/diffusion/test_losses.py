@@ -5,11 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.helpers import random_model, small_batch, small_config, small_tokenizer
 from wam.config import ObjectiveConfig
 from wam.diffusion import losses, modes
+from wam.models.joint_dit import create
 from wam.training.state import split
 
 CONFIG = small_config()
@@ -175,6 +177,24 @@ def test_padding_the_action_and_state_dimensions_changes_nothing(model):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6, rtol=1e-3), small[2][name], large[2][name]
         )
+
+
+def test_dropped_inputs_do_not_blow_up_gradients(model):
+    """Nulls replace text, state and history; at zero they would sit where a norm's derivative is 1 / sqrt(eps)."""
+    apply, params = model
+    fresh = split(create(CONFIG, 0))[1]
+    batch, always = small_batch(CONFIG, 6), jnp.ones(6, bool)
+    draws = modes.draw(KEY, batch, CONFIG, OBJECTIVE)
+    draws = draws._replace(drop_text=always, drop_state=always, drop_history=always)
+
+    def norm(change):
+        nulls = {name: change(value) for name, value in fresh.items() if name.startswith("null_")}
+        # Output heads start at zero; only behind others do gradients reach the nulls.
+        heads = {name: params[name] for name in ("video_head", "action_out")}
+        _, _, grads = loss_and_grads((apply, {**fresh, **heads, **nulls}), batch, draws)
+        return float(optax.tree.norm(grads))
+
+    assert norm(lambda null: null) < 0.2 * norm(jnp.zeros_like)
 
 
 def test_draws_depend_on_the_sample_and_not_on_its_place():

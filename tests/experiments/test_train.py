@@ -96,7 +96,7 @@ def test_other_data_than_the_fitted_assets_is_refused(debug_run, tmp_path):
     assert "were fitted on another 'play' store (00000000" in result.stderr
 
 
-def test_evaluation_writes_metrics_and_refuses_bad_input(debug_run, tmp_path):
+def test_evaluation_writes_metrics(debug_run):
     result = run("evaluate", f"--checkpoint={debug_run}", "--report", "--split=validation", "--workers=1")
     assert "wrote" in result.stdout
     metrics = json.loads((debug_run / "metrics.json").read_text())
@@ -115,12 +115,19 @@ def test_evaluation_writes_metrics_and_refuses_bad_input(debug_run, tmp_path):
     assert len(metrics["verdicts"]) == 4
     run("report", str(debug_run))
     assert "window" in (debug_run / "report" / "index.html").read_text()
-    for arguments, message in (
-        ([f"--checkpoint={tmp_path}"], "holds no checkpoint"),
-        ([f"--checkpoint={debug_run}", "--tasks=fly"], "unknown task 'fly'"),
-        ([f"--checkpoint={debug_run}", "--mode=dream"], "dream"),
-    ):
-        result = run("evaluate", *arguments, check=False)
-        assert result.returncode != 0
-        assert message in result.stderr
-        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint=no/such/run"], "holds no checkpoint"),
+        (["--checkpoint=RUN", "--tasks=fly"], "unknown task 'fly'"),
+        (["--checkpoint=RUN", "--mode=dream"], "dream"),
+        (["--checkpoint=RUN", "--execute_steps=17"], "--execute_steps 17 is more than a chunk holds (16)"),
+    ],
+)
+def test_evaluation_refuses_bad_input(debug_run, arguments, message):
+    result = run("evaluate", *(a.replace("RUN", str(debug_run)) for a in arguments), check=False)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr

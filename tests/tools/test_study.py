@@ -154,7 +154,7 @@ def test_an_evaluation_that_leaves_too_little_is_a_failure(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["--minutes", "6"], "trained for 10.0 minutes, not 6"), (["--data", "x"], "config.data")]
+    ("arguments", "said"), [(["--minutes", "6"], "trained for 8.0 minutes, not 6"), (["--data", "x"], "config.data")]
 )
 def test_runs_of_another_study_are_not_mixed_in(tmp_path, arguments, said):
     run_study(tmp_path, "--only", "demo", "--seeds", "0")
@@ -177,11 +177,11 @@ def test_seeds_are_pooled_with_an_interval(tmp_path):
     assert data["pooled"]["tasks that need sight"]["policy"]["episodes"] == 180
     assert data["pooled"]["window-open"]["swapped_instruction"] is None
     assert data["pooled"]["all tasks"]["swapped_instruction"]["episodes"] == 120
-    assert data["budget_minutes"] == 10
+    assert data["budget_minutes"] == 8
     assert data["runs"]["demo-s2"]["closed_loop"]["policy"]["tasks"]["dial-turn"]["successes"] == 17
     table = render_table(data)
     assert "| all tasks | 270/300 [0.86, 0.93] |" in table
-    assert "3 of 3 seeds (0, 1, 2), each trained for 10 minutes on cpu with 2 cores." in table
+    assert "3 of 3 seeds (0, 1, 2), each trained for 8 minutes on cpu with 2 cores." in table
 
 
 def test_dynamics_and_ablations(tmp_path):
