@@ -262,7 +262,10 @@ class JointDiT(nnx.Module):
                     for name in names
                     for chunk in range(M)
                 ]
-                text = Keys(*texts[expert], context.text[expert].mask) if expert in texts else None
+                text = None
+                if expert in texts:
+                    text_k, text_v = texts[expert]
+                    text = Keys(text_k, text_v, context.text[expert].mask)
                 out = jnp.concatenate(attended, axis=1)
                 new[expert] = blocks[expert].finish(xs[expert], out, mods[expert], text, cfg.attention)
             return new, None
