@@ -167,7 +167,8 @@ class Evaluation:
         from data_pipelines.mixture import stack
         from data_pipelines.store import ClipStore
         from data_pipelines.transforms import ToSample
-        from data_pipelines.windows import WindowConfig, Windows
+        from data_pipelines.windows import Windows
+        from experiments.recipe import window_config
         from wam.tokenizers.text import HashedNgrams
 
         data, policy = self.config["data"], self.policy
@@ -175,11 +176,7 @@ class Evaluation:
         directory = root / self.split / kind
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory} is missing: dynamics are measured on held-out data; collect it first")
-        config = WindowConfig(
-            tuple(data["frame_seconds"]), data["action_horizon"], data["action_hz"], tuple(data["views"]),
-            policy.camera_table, data["chunks"],
-        )  # fmt: skip
-        windows = Windows(ClipStore(directory), config)
+        windows = Windows(ClipStore(directory), window_config(data, policy.camera_table))
         names = [e["spec"]["name"] for e in policy.assets["embodiments"]]
         robots = {name: policy.embodiment(name) for name in names if name != "none"}
         h, w = policy.tokenizer.image_size

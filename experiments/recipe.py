@@ -86,17 +86,6 @@ class Recipe:
         """Names of the training sources; the position is the batch's `source`."""
         return tuple(self.config.data.weights)
 
-    def window_config(self, cameras: tuple[str, ...]) -> WindowConfig:
-        data = self.config.data
-        return WindowConfig(
-            frame_seconds=tuple(data.frame_seconds),
-            action_horizon=data.get("action_horizon", 16),
-            action_hz=data.get("action_hz", ACTION_HZ),
-            views=tuple(data.views),
-            cameras=cameras,
-            chunks=data.get("chunks", 1),
-        )
-
     def model_config(self, image_size: int, cameras: tuple[str, ...], action_dim: int, state_dim: int,
                      embodiments: int) -> ModelConfig:  # fmt: skip
         """The model's shape: what the recipe says, what the data fixes, and the named size as the default."""
@@ -130,6 +119,18 @@ class Recipe:
         if clash := sorted(set(fields) & set(derived)):
             raise ValueError(f"model.{clash[0]} is decided by the data and the tokenizer; set it there")
         return build(ModelConfig, {**NAMED_SIZES[size], **derived, **fields})
+
+
+def window_config(data: Any, cameras: tuple[str, ...]) -> WindowConfig:
+    """How windows are cut, by the `data` part of a recipe or of a checkpoint's copy of it."""
+    return WindowConfig(
+        frame_seconds=tuple(data["frame_seconds"]),
+        action_horizon=data.get("action_horizon", 16),
+        action_hz=data.get("action_hz", ACTION_HZ),
+        views=tuple(data["views"]),
+        cameras=cameras,
+        chunks=data.get("chunks", 1),
+    )
 
 
 def open_stores(root: Path, split: str, names: tuple[str, ...]) -> dict[str, ClipStore]:
@@ -248,7 +249,7 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
     views = tuple(recipe.config.data.views)
     others = sorted({c for store in stores.values() for c in store.manifest["cameras"]} - set(views))
     cameras = (*views, *others)
-    config = recipe.window_config(cameras)
+    config = window_config(recipe.config.data, cameras)
     train = {name: Windows(store, config) for name, store in stores.items()}
     if (workdir / "fitted.json").exists():
         fitted = Fitted.load(workdir)

@@ -204,9 +204,10 @@ def _summary(workdir: Path, recipe, data, parameters: int, seconds: float) -> No
     path = workdir / "train.json"
     if path.exists() and seconds < 1:  # nothing was left to do
         return
+    counts = np.diff([0, *(row["step"] for row in rows)])  # the last interval may be shorter than the others
     facts = {
         "steps": rows[-1]["step"],
-        "seconds": round(sum(row["step_ms"] * recipe.train.log_every for row in rows) / 1000, 1),
+        "seconds": round(sum(row["step_ms"] * n for row, n in zip(rows, counts, strict=True)) / 1000, 1),
         "step_ms_median": round(float(np.median([row["step_ms"] for row in rows])), 1),
         "data_wait_share": round(float(np.mean([row["data_wait_share"] for row in rows])), 4),
         "parameters": parameters,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.recipe import Recipe
+from experiments.recipe import Recipe, window_config
 from wam.batch import fake_batch
 from wam.config import ObjectiveConfig, build
 from wam.models.joint_dit import create
@@ -39,7 +39,7 @@ def test_recipe_builds_by_shape(name):
     config.lock()
     recipe = Recipe.of(config)
     cameras = (*config.data.views, config.collect.ego_camera)
-    recipe.window_config(cameras)
+    window_config(config.data, cameras)
     size = config.sim.render.size
     model = recipe.model_config(size, cameras, 4, 4, 2)
     assert model.video_frames == len(config.data.frame_seconds)
