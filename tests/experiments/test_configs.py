@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.configs import demo
 from experiments.recipe import Recipe, window_config
 from wam.batch import fake_batch
 from wam.config import ObjectiveConfig, build
@@ -16,6 +17,7 @@ from wam.tokenizers.patch_pca import PatchPCA
 from wam.training import optimizer, state, step
 
 RECIPES = sorted(p.stem for p in pathlib.Path("experiments/configs").glob("*.py") if p.stem != "__init__")
+VARIANTS = [f"demo:{variant}" for variant in demo.VARIANTS]
 
 
 def empty_tokenizer(recipe: Recipe, size: int, cameras: int) -> PatchPCA:
@@ -33,9 +35,10 @@ def empty_tokenizer(recipe: Recipe, size: int, cameras: int) -> PatchPCA:
     return PatchPCA(c, (side, side), arrays, np.ones((2, c.channels), np.float32))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_builds_by_shape(name):
-    config = importlib.import_module(f"experiments.configs.{name}").get_config()
+@pytest.mark.parametrize("recipe_name", [*RECIPES, *VARIANTS])
+def test_recipe_builds_by_shape(recipe_name):
+    name, *variant = recipe_name.split(":")
+    config = importlib.import_module(f"experiments.configs.{name}").get_config(*variant)
     config.lock()
     recipe = Recipe.of(config)
     cameras = (*config.data.views, config.collect.ego_camera)

@@ -80,8 +80,7 @@ def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws, *,
                           drop_state=draws.drop_state, drop_history=draws.drop_history)  # fmt: skip
     context = model.context(observation)
     out = model.denoise(context, noisy)
-    assert out.video is not None  # both were given to it
-    assert out.action is not None
+    assert out.action is not None  # it was given
     future, mask = future_latents(latents, cfg), noisy.frame_mask
     target_mask = batch["view_mask"][:, jnp.array(cfg.target_views)]
     video_on, action_on, imitates = loss_flags(draws.mode)
