@@ -196,7 +196,7 @@ def test_dynamics_and_ablations(tmp_path):
     assert rows["demo"]["gain on play, dB"] == 2.0
     assert rows["no_play"]["policy"]["episodes"] == 100
     assert rows["action_only"]["joint"] == rows["action_only"]["inverse R² on expert"] == "not trained"
-    assert "| no_ego | 1 | 2,000 | 95/100" in render_table(data)
+    assert "| no_ego | 1 | 2,000 | 280 | 95/100" in render_table(data)
     render_table(results(tmp_path, "demo_dynamics"))
 
 
