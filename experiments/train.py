@@ -110,7 +110,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
         replica=jax.process_index(), replicas=jax.process_count(),
     )  # fmt: skip
     batches = mixture.iterator(place=lambda batch: sharding.place_batch(batch, rows))
-    checkpoints = Checkpoints(workdir, keep=recipe.train.keep_checkpoints)
+    checkpoints = Checkpoints(workdir, keep=recipe.train.keep_latest)
     writer = None
     try:
         steps = record.get("steps", recipe.train.steps)

@@ -92,7 +92,9 @@ class ModelConfig:
     attention: str = "xla"
     attention_chunk: int = 128
     scan_layers: bool = True
-    remat: bool = False
+    remat: str = "none"
+    """What the backward pass recomputes of a block: `none`; `full` (keeps the block's input alone); `dots` (keeps the
+    outputs of matrix products)."""
     dtype: str = "float32"
     """Compute dtype; parameters, norms, softmax, time embedding, RoPE and losses stay float32."""
 
@@ -101,6 +103,7 @@ class ModelConfig:
             "topology": ("dual", "shared"),
             "video_prediction": ("x", "velocity"),
             "attention": ("xla", "chunked", "cudnn"),
+            "remat": ("none", "full", "dots"),
             "dtype": ("float32", "bfloat16"),
         }
         for name, allowed in choices.items():
@@ -220,10 +223,16 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 on `data` takes all that remain."""
+    """Devices along each mesh axis; -1 on `data` takes all that remain.
+
+    `data` and `fsdp` share the rows of a batch; `fsdp` also shards parameters and optimizer; `tensor` splits attention
+    heads and MLP widths; `context` splits the patches of every frame.
+    """
 
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
     cpu_devices: int = 1
     """On a CPU: devices to make of it. Small models do not keep two cores busy with one."""
 
@@ -234,10 +243,19 @@ class TrainConfig:
     batch_size: int = 32
     """Global batch size: never multiplied by the number of devices."""
     seed: int = 0
+    accumulate: int = 1
+    """Microbatches a step is split into, one after the other; the gradient is that of the whole batch."""
     log_every: int = 20
     eval_every: int = 500
     checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    keep_latest: int = 2
+    """Newest checkpoints that stay."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps stay for ever; 0: none does."""
+    best_metric: str = "loss"
+    """Validation metric (lower is better) whose best checkpoint stays; empty: none does."""
+    max_skipped: int = 10
+    """Steps in a row with a non-finite loss or gradient after which the run stops; single ones are skipped."""
 
 
 NAMED_SIZES: dict[str, dict[str, int]] = {

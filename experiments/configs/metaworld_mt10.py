@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.model.update(
         size="small",
         dtype="bfloat16",
-        remat=True,
+        remat="full",
         scan_layers=True,
         text_attention=True,
         lead_width=256,

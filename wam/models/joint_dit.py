@@ -96,8 +96,10 @@ class JointDiT(nnx.Module):
             state, extra_layer = inputs
             return body(nnx.merge(graph, state), carry, extra_layer)
 
-        if self.config.remat:
-            layer = jax.checkpoint(layer, prevent_cse=not self.config.scan_layers)
+        if self.config.remat != "none":
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = {"full": None, "dots": dots}[self.config.remat]
+            layer = jax.checkpoint(layer, prevent_cse=not self.config.scan_layers, policy=policy)
         if self.config.scan_layers:
             return jax.lax.scan(layer, carry, (stacked, extra))
         outs = []
