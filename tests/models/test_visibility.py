@@ -272,7 +272,8 @@ def test_layers_scanned_equal_unrolled_and_rematerialised(topology):
         jnp.ones(6), jnp.ones(6),
     )  # fmt: skip
     outs = []
-    for changes in ({}, {"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}, {"attention": "chunked", "attention_chunk": 3}):
+    chunked = {"attention": "chunked", "attention_chunk": 3}
+    for changes in ({}, {"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}, chunked):
         model = random_model(small_config(topology=topology, latent_frames=3, **widths, **changes))
         outs.append(jax.jit(lambda m=model: m.denoise(m.context(observe(batch, latents, 1, 2)), noisy))())
     for other in outs[1:]:
