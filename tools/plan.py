@@ -26,11 +26,15 @@ from wam.config import MeshConfig
 from wam.models.flops import forward_flops, stream_tokens
 from wam.training import memory
 from wam.training.chips import CHIPS, Chip
-from wam.training.memory import DeviceBytes, Setting, device_bytes
+from wam.training.memory import Setting, device_bytes
 
 AXES = ("data", "fsdp", "tensor", "context")
 USABLE = 0.92
 """Share of a chip's memory that a step may fill; the rest is the runtime's, the collectives' and fragmentation's."""
+
+NOTE = """Step: three forward passes of matrix products over devices x peak x {mfu:.0%} MFU, which is assumed; what
+remat recomputes is not counted. Activations are a model, right within a factor of {within:g}; "close": there may be too
+many. A chip fits whose memory is filled to {usable:.0%} at most."""
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe; see experiments/configs.", lock_config=True)
 _MESH = flags.DEFINE_string("mesh", None, "Devices along each axis, as data=8,fsdp=32,tensor=1,context=1.")
@@ -98,7 +102,8 @@ def levers(setting: Setting, chip: Chip) -> Iterator[tuple[str, Setting]]:
         yield "mesh " + ",".join(f"{k}={v}" for k, v in axes.items()) + " on as many devices", remeshed(**axes)
     for axis, limit in (("fsdp", setting.rows), ("tensor", 8), ("context", 8)):
         for times in _doublings(limit):
-            yield f"mesh.{axis}={mesh[axis] * times} on {times} times the devices", remeshed(**{axis: mesh[axis] * times})
+            axes = {axis: mesh[axis] * times}
+            yield f"mesh {axis}={axes[axis]} on {times} times the devices", remeshed(**axes)
     for times in _doublings(setting.rows):
         batch = setting.batch_size // times
         yield f"train.batch_size={batch}", dataclasses.replace(setting, batch_size=batch)
@@ -111,24 +116,26 @@ def _doublings(limit: int) -> Iterator[int]:
 
 def advice(setting: Setting, chip: Chip) -> str:
     """One sentence: the first lever, or the first two together, that make the setting fit the chip."""
-    least: tuple[float, str] = (device_bytes(setting).total, "")
     pairs = (
         (f"{first} and {second}", further)
         for first, changed in levers(setting, chip)
-        if first.startswith(("model.remat=full", "mesh")) or setting.model.remat == "full"
+        # Only what is counted at once: changes of the rows, and of what is recomputed.
+        if dataclasses.replace(changed.local(), remat=setting.model.remat) == setting.local()
         for second, further in levers(changed, chip)
     )
+    least, best = device_bytes(setting).total, ""
     for name, changed in itertools.chain(levers(setting, chip), pairs):
         try:
             total = device_bytes(changed).total
-        except ValueError:  # does not divide
+        except ValueError:  # it does not divide
             continue
         if total <= USABLE * chip.hbm:
             return f"{name} would bring it to {size(total)}"
-        least = min(least, (total, name))
-    if least[1]:
-        return f"no two changes suffice: the least is {size(least[0])}, with {least[1]}"
-    return "nothing here makes it smaller: take a smaller model or larger chips"
+        if total < least:
+            least, best = total, name
+    if best:
+        return f"no two changes suffice; the least is {size(least)}, with {best}"
+    return "no change makes it smaller; take a smaller model or larger chips"
 
 
 def size(count: float) -> str:
@@ -140,10 +147,18 @@ def size(count: float) -> str:
 
 
 def number(count: float) -> str:
-    for letter, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    """Counts for people: thousands, millions, billions, trillions."""
+    for letter, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
-            return f"{count / scale:.3g} {letter}"
+            return f"{count / scale:.3g}{letter}"
     return f"{count:.0f}"
+
+
+def work(flops: float) -> str:
+    for letter, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if flops >= scale:
+            return f"{flops / scale:.3g} {letter}FLOP"
+    return f"{flops / 1e6:.3g} MFLOP"
 
 
 def duration(seconds: float) -> str:
@@ -153,34 +168,39 @@ def duration(seconds: float) -> str:
 def plan(recipe: Recipe, mesh: dict[str, int], chips: list[Chip], mfu: float) -> str:
     """The whole table as text."""
     setting = setting_of(recipe, mesh)
-    model, objective = setting.model, setting.objective
-    devices, B = setting.devices, setting.batch_size
+    model, objective, batch_size = setting.model, setting.objective, setting.batch_size
     counts = memory.param_counts(model)
     tokens = stream_tokens(model, objective)
     flops = forward_flops(model, objective=objective, text_tokens=setting.spec.text_tokens)
-    step = 3 * B * flops.total
-    shares = ", ".join(f"{k} {v / flops.total:.0%}" for k, v in dataclasses.asdict(flops).items() if v)
-    streams = ", ".join(f"{k} {v:,}" for k, v in dataclasses.asdict(tokens).items() if v)
-    own = device_bytes(setting)
-    lines = [
-        f"mesh          {', '.join(f'{axis}={n}' for axis, n in mesh.items())}: {devices:,} devices",
-        f"batch         {B:,} samples; {setting.rows:,} a device at a time"
-        + (f", {setting.accumulate} times" if setting.accumulate > 1 else "")
-        + f"; remat {model.remat}, {model.attention} attention, {model.dtype}",
-        f"parameters    {sum(counts.values()):,}: " + ", ".join(f"{k} {number(v)}" for k, v in counts.items()),
-        f"tokens        {tokens.total:,} a sample: {streams}",
-        f"FLOPs         {number(step)}FLOP a step; forward {number(flops.total)}FLOP a sample: {shares}",
-        "",
-        *table([["bytes of one device", ""], *([name, size(n)] for name, n in dataclasses.asdict(own).items()),
-                ["total", size(own.total)]]),
-        "",
-        *chip_rows(setting, chips, mfu, step, tokens.total),
-        "",
-        f"A step is 3 forward passes of matrix products over devices x peak x {mfu:.0%} MFU (assumed; recomputation is "
-        f"not counted). Activations are a model, within a factor of {memory.ACTIVATIONS_WITHIN:g}; \"close\": they "
-        f"might be too many. Fits: {USABLE:.0%} of the chip's memory is enough.",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    step = 3 * batch_size * flops.total
+    shares = {name: part / flops.total for name, part in dataclasses.asdict(flops).items()}
+    needed = device_bytes(setting)
+    in_parts = f", {setting.accumulate} times" if setting.accumulate > 1 else ""
+    facts = {
+        "mesh": f"{_listed(mesh)}: {setting.devices:,} devices",
+        "batch": f"{batch_size:,} samples; {setting.rows:,} a device at a time{in_parts}",
+        "model": f"{model.dtype}, remat {model.remat}, {model.attention} attention",
+        "parameters": f"{sum(counts.values()):,}: {_listed({name: number(n) for name, n in counts.items()})}",
+        "tokens": f"{tokens.total:,} a sample: {_listed({name: n for name, n in vars(tokens).items() if n})}",
+        "work": f"{work(step)} a step; forward {work(flops.total)} a sample: "
+        + _listed({name: f"{share:.0%}" for name, share in shares.items() if share >= 0.005}),
+    }
+    held = [[name, size(n)] for name, n in vars(needed).items()]
+    return "\n".join(
+        [
+            *(f"{name:12s}{text}" for name, text in facts.items()),
+            "",
+            *table([["bytes of a device", ""], *held, ["total", size(needed.total)]]),
+            "",
+            *chip_rows(setting, chips, mfu, step, tokens.total),
+            "",
+            NOTE.format(mfu=mfu, within=memory.ACTIVATIONS_WITHIN, usable=USABLE),
+        ]
+    )
+
+
+def _listed(values: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def chip_rows(setting: Setting, chips: list[Chip], mfu: float, step_flops: int, tokens: int) -> list[str]:
@@ -195,8 +215,8 @@ def chip_rows(setting: Setting, chips: list[Chip], mfu: float, step_flops: int, 
         worst = needed.total + (memory.ACTIVATIONS_WITHIN - 1) * needed.activations
         fits = "no" if needed.total > usable else "close" if worst > usable else "yes"
         rows.append([chip.name, duration(seconds), per_day, size(needed.total), size(chip.hbm), fits])
-        if there.model.attention != setting.model.attention:
-            notes.append(f"{chip.name}: has no {setting.model.attention} attention; counted with {there.model.attention}")
+        if there is not setting:
+            notes.append(f"{chip.name}: no {setting.model.attention} attention there; counted with xla")
         if fits == "no":
             notes.append(f"{chip.name}: {advice(there, chip)}")
     return [*table(rows), *([""] if notes else []), *notes]
@@ -204,11 +224,12 @@ def chip_rows(setting: Setting, chips: list[Chip], mfu: float, step_flops: int, 
 
 def table(rows: list[list[str]]) -> list[str]:
     """Columns side by side, the first to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *right]).rstrip())
+    return lines
 
 
 def main(argv: list[str]) -> None:

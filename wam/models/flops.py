@@ -152,7 +152,8 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
     def embedder(width: int) -> int:
         return _product(config.time_width, width) + _product(width, width) + _product(width, 6 * width)
 
-    modulation = _product(text_tokens, config.text_dim) + sum(embedder(D) + _product(config.text_dim, D) for D in widths)
+    modulation = _product(text_tokens, config.text_dim)
+    modulation += sum(embedder(D) + _product(config.text_dim, D) for D in widths)
     modulation += (M * f * embedder(Dv) if tokens.video else 0) + noisy_actions // config.action_tokens * embedder(Da)
     return Flops(
         history=history,

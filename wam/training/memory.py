@@ -138,7 +138,7 @@ def param_bytes(model: ModelConfig, mesh: Mapping[str, int]) -> int:
 
 
 def activation_bytes(setting: Setting) -> int:
-    """What is kept for the backward pass, what one layer needs while it works, and the noise and latents of the loss."""
+    """What is kept for the backward pass, what one layer needs while at work, and the latents and noise of the loss."""
     model, local, rows = setting.model, setting.local(), setting.rows
     kept = _kept(local, setting.objective.with_video, setting.objective.policy_draws, setting.spec.text_tokens)
     whole = _kept(dataclasses.replace(local, remat="none"), setting.objective.with_video,
