@@ -261,7 +261,10 @@ class JointDiT(nnx.Module):
                     for name in names
                     for chunk in range(M)
                 ]  # fmt: skip
-                text = Keys(*texts[expert], context.text[expert].mask) if expert in texts else None
+                text = None
+                if expert in texts:
+                    text_k, text_v = texts[expert]
+                    text = Keys(text_k, text_v, context.text[expert].mask)
                 out = jnp.concatenate(attended, axis=1)
                 new[lane] = blocks[expert].finish(xs[lane], out, mods[lane], text, cfg.attention, patches=patches)
             return new, None
