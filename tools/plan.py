@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ from wam.models.flops import forward_flops, stream_tokens
 from wam.training import memory
 from wam.training.chips import CHIPS, Chip
 from wam.training.memory import Setting, device_bytes
+from wam.training.sharding import AXES, check_mesh, mesh_shape
 
-AXES = ("data", "fsdp", "tensor", "context")
 USABLE = 0.92
 """Share of a chip's memory that a step may fill; the rest is the runtime's, the collectives' and fragmentation's."""
 
@@ -64,14 +65,15 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 def recipe_mesh(config: MeshConfig) -> dict[str, int]:
     """The recipe's own mesh, at its smallest."""
-    return {axis: max(1, getattr(config, axis)) for axis in AXES}
+    smallest = config if config.data > 0 else dataclasses.replace(config, data=1)
+    return mesh_shape(smallest, math.prod(getattr(smallest, axis) for axis in AXES))
 
 
 def setting_of(recipe: Recipe, mesh: dict[str, int]) -> Setting:
     """What decides the bytes of the recipe on a mesh; ValueError where they do not go together."""
     model, spec = recipe.by_shape()
     setting = Setting(model, recipe.objective, spec, mesh, recipe.train.batch_size, recipe.train.accumulate)
-    setting.check()
+    check_mesh(mesh, model, setting.batch_size, setting.accumulate)
     return setting
 
 
