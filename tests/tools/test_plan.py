@@ -108,7 +108,7 @@ def test_a_mesh_that_does_not_divide_is_named(mesh, said):
 def test_accumulation_counts_into_the_batch():
     recipe = recipe_of("base")
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, accumulate=3))
-    with pytest.raises(ValueError, match="does not divide into train.accumulate 3 microbatches"):
+    with pytest.raises(ValueError, match="accumulate 3 microbatches"):
         plan.setting_of(recipe, plan.parse_mesh("fsdp=8"))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from flax import nnx
 
 from tests.helpers import small_config
 from wam.batch import fake_batch
@@ -55,7 +56,7 @@ def test_bytes_agree_with_the_account_of_xla(name):
 
 def test_parameters_are_counted_by_expert_and_shared_by_devices():
     config = small_config()
-    _, params = state.split(create(config))
+    _, params = state.split(nnx.eval_shape(lambda: create(config)))
     counts = memory.param_counts(config)
     assert sum(counts.values()) == state.count(params)
     assert counts["video"] > counts["action"] > 0
