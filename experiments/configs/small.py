@@ -2,14 +2,15 @@
 
     python -m experiments.collect --config=experiments/configs/small.py --out=runs/small/data
     python -m experiments.train   --config=experiments/configs/small.py --workdir=runs/small
-    python tools/plan.py          --config=experiments/configs/small.py --mesh data=8  # TPUs: --config.model.attention=xla
+    python tools/plan.py          --config=experiments/configs/small.py --mesh data=8
 
     parameters  171 M: video 118 M, action 44 M, other 10 M; 1,213 tokens a sample
     step        208 TFLOP for 256 samples: 66 ms on eight H100 at 40 % MFU (v6e 71 ms)
     a device    19 GB, of them 16 GB activations (remat dots): fits an H100; a v5e with --config.model.remat=full
 
-Not trained here, so no result is claimed: built and planned by shape, and a few steps of the narrowed recipe run on a
-CPU in the tests. The window of 0.6 s is the longest that collected clips serve.
+TPUs have no cuDNN attention: add --config.model.attention=xla there. The window of 0.6 s is the longest that collected
+clips serve. Not trained here, so no result is claimed: built and planned by shape, and a few steps of the narrowed
+recipe run on a CPU in the tests.
 """
 
 from ml_collections import ConfigDict
