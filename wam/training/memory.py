@@ -123,9 +123,8 @@ def param_bytes(model: ModelConfig, mesh: Mapping[str, int]) -> int:
 def activation_bytes(setting: Setting) -> int:
     """What is kept for the backward pass, what one layer needs while at work, and the latents and noise of the loss."""
     model, local, rows = setting.model, setting.local(), setting.rows
-    kept = _kept(local, setting.objective.with_video, setting.objective.policy_draws, setting.spec.text_tokens)
-    whole = _kept(dataclasses.replace(local, remat="none"), setting.objective.with_video,
-                  setting.objective.policy_draws, setting.spec.text_tokens)  # fmt: skip
+    streams = setting.objective.with_video, setting.objective.policy_draws, setting.spec.text_tokens
+    kept, whole = _kept(local, *streams), _kept(dataclasses.replace(local, remat="none"), *streams)
     context, weights = setting.mesh["context"], 0
     if model.attention == "xla" and context > 1:
         # A device's queries meet all keys: their weights shrink with the queries alone.
@@ -176,7 +175,7 @@ def _kept(model: ModelConfig, with_video: bool, draws: int, text_tokens: int) ->
 
     jaxpr = jax.make_jaxpr(pullback)(params, apply.constants, batch, drawn).jaxpr
     given = {id(var) for var in (*jaxpr.invars, *jaxpr.constvars)}
-    held = {id(var): var.aval for var in jaxpr.outvars if isinstance(var, Var) and id(var) not in given}
+    held: dict[int, Any] = {id(var): var.aval for var in jaxpr.outvars if isinstance(var, Var) and id(var) not in given}
     per_row = fixed = 0
     for aval in held.values():
         if any(size and size % _ROWS == 0 for size in aval.shape):
