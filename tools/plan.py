@@ -24,7 +24,7 @@ from ml_collections import config_flags
 from experiments import cli
 from experiments.recipe import Recipe
 from wam.config import MeshConfig
-from wam.models.flops import forward_flops, stream_tokens
+from wam.models.flops import forward_flops, stream_tokens, train_step_flops
 from wam.training import memory
 from wam.training.chips import CHIPS, Chip
 from wam.training.memory import Setting, device_bytes
@@ -180,12 +180,12 @@ def plan(recipe: Recipe, mesh: dict[str, int], chips: list[Chip], mfu: float) ->
     counts = memory.param_counts(model)
     tokens = stream_tokens(model, objective)
     flops = forward_flops(model, objective=objective, text_tokens=setting.spec.text_tokens)
-    step = 3 * batch_size * flops.total
+    step = train_step_flops(model, objective, batch_size, text_tokens=setting.spec.text_tokens)
     shares = {name: part / flops.total for name, part in dataclasses.asdict(flops).items()}
     needed = device_bytes(setting)
     in_parts = f", {setting.accumulate} times" if setting.accumulate > 1 else ""
     facts = {
-        "mesh": f"{_listed(mesh)}: {setting.devices:,} devices",
+        "mesh": f"{_listed(mesh)}: {setting.devices:,} device{'s' if setting.devices > 1 else ''}",
         "batch": f"{batch_size:,} samples; {setting.rows:,} a device at a time{in_parts}",
         "model": f"{model.dtype}, remat {model.remat}, {model.attention} attention",
         "parameters": f"{sum(counts.values()):,}: {_listed({name: number(n) for name, n in counts.items()})}",
@@ -227,6 +227,8 @@ def chip_rows(setting: Setting, chips: list[Chip], mfu: float, step_flops: int, 
             notes.append(f"{chip.name}: no {setting.model.attention} attention there; counted with model.attention=xla")
         if fits == "no":
             notes.append(f"{chip.name}: {advice(there, chip)}")
+    if setting.model.dtype != "bfloat16":
+        notes.append(f"The peaks are those of bfloat16; a recipe that computes in {setting.model.dtype} is slower.")
     return [*table(rows), *([""] if notes else []), *notes]
 
 
