@@ -15,6 +15,7 @@ MAX_LINES = 400
 LAYERS = {
     "batch": 0,
     "config": 0,
+    "fingerprint": 0,
     "models": 1,
     "tokenizers": 1,
     "diffusion": 2,
