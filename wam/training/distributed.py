@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +148,19 @@ def main_first(make: Callable[[], T]) -> T:
     made: list[T] = []
     from_main(lambda: made.append(make()))
     return made[0] if made else make()
+
+
+def fail(sentence: str) -> NoReturn:
+    """Ends this process with a sentence and exit code 1.
+
+    One of several must not leave in the ordinary way: jax would wait a minute for the others, which wait for this one,
+    and then abort with a dump. The others end when its heartbeat is missed, or at once by the launcher's hand.
+    """
+    if jax.process_count() == 1:
+        sys.exit(sentence)
+    sys.stdout.flush()
+    print(sentence, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class Replica(NamedTuple):
