@@ -44,6 +44,7 @@ HEAVY = {
     "metaworld": ("wam/envs/",),
     "gymnasium": ("wam/envs/",),
     "tensorboardX": ("wam/training/metrics.py",),
+    "wandb": ("wam/training/metrics.py",),
 }
 
 Sources = dict[str, str]  # path relative to the root -> text

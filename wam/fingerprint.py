@@ -9,12 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -44,23 +43,19 @@ def fingerprint(x: Array) -> Array:
 
 
 @functools.cache
-def _compiled(mesh: Mesh | None) -> Callable[[Sequence[Array]], Array]:
+def _compiled(mesh: Mesh | None) -> Callable[[Array], Array]:
+    """One small program a shape: parameters, EMA and moments share them, and one for all would compile far longer."""
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.jit(lambda leaves: jnp.stack([fingerprint(x) for x in leaves]), out_shardings=everywhere)
+    return jax.jit(fingerprint, out_shardings=everywhere)
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
-    """The fingerprint of every array of `tree` by its dotted path.
-
-    The arrays of one call live on one mesh, or on one device, or are numpy arrays.
-    """
-    named = named_leaves(tree)
-    if not named:
-        return {}
-    leaves = list(named.values())
-    sharding = getattr(leaves[0], "sharding", None)
-    values = _compiled(sharding.mesh if isinstance(sharding, NamedSharding) else None)(leaves)
-    return dict(zip(named, np.asarray(values).tolist(), strict=True))
+    """The fingerprint of every array of `tree` (jax or numpy) by its dotted path."""
+    marks = {}
+    for name, leaf in named_leaves(tree).items():
+        sharding = getattr(leaf, "sharding", None)
+        marks[name] = _compiled(sharding.mesh if isinstance(sharding, NamedSharding) else None)(leaf)
+    return {name: int(mark) for name, mark in jax.device_get(marks).items()}
 
 
 def json_digest(value: Any) -> str:

@@ -112,16 +112,16 @@ class TensorBoard:
         self._board.close()
 
 
-class WandB:
-    """A run of the Weights & Biases project `project`; a resumed training continues the same one.
+def require_wandb() -> None:
+    """ValueError where the package is not installed: better now than after the first compilation."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError("--wandb needs the package wandb: pip install wandb, or leave the flag out")
 
-    Raises:
-        ValueError: the package is not installed.
-    """
+
+class WandB:
+    """A run of the Weights & Biases project `project`; a resumed training continues the same one."""
 
     def __init__(self, workdir: Path, project: str, config: Mapping[str, Any]):
-        if importlib.util.find_spec("wandb") is None:
-            raise ValueError("--wandb needs the package wandb: pip install wandb, or leave the flag out")
         import wandb
 
         name = workdir / "wandb_id"
