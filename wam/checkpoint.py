@@ -192,6 +192,21 @@ class Checkpoints:
             ) from error
 
 
+def read_everything(workdir: str | Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arrays of `params` and `train_state` on one local device, state of the data) of a checkpoint, for comparisons.
+
+    Raises:
+        ValueError: it is damaged, does not exist, or is of another format.
+    """
+    with _open(Path(workdir).resolve() / "checkpoints", read_only=True) as manager:
+        reader = _Reader(manager, step)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        items = reader.arrays(**{name: _placed(reader.shapes(name), here) for name in ARRAYS})
+        arrays = {**items["params"], **items["train_state"]}
+        reader.compare(arrays)
+        return arrays, reader.json("data")
+
+
 def read_inference(workdir: str | Path, step: int | None = None) -> Inference:
     """Everything inference needs from a run directory, as arrays on one local device.
 
