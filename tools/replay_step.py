@@ -41,7 +41,6 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
         ValueError, FileNotFoundError: one sentence for the user.
     """
     import jax
-    import optax
     from ml_collections import ConfigDict
 
     from experiments import recipe as recipes
@@ -60,46 +59,40 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
     lines = [f"step {record['step']}: loss {record['loss']}, gradient norm {record['grad_norm']} when it was skipped"]
     lines += faults(batch) or ["all inputs are finite"]
 
-    saved = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
-    before = [step for step in saved if step < record["step"]]
-    step = checkpoint if checkpoint is not None else max(before, default=None)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     trainer = Trainer(
         data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, mesh, batch_size=len(batch["source"]),
         sources=len(recipe.sources), prepare=lambda model: recipes.set_constants(model, data.fitted),
     )  # fmt: skip
+    state = trainer.init(steps=1, seed=record["seed"])
+    saved = (int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+    step = max((s for s in saved if s < record["step"]), default=None) if checkpoint is None else checkpoint
     if step is None:
-        params = trainer.init(steps=1, seed=record["seed"]).params
         lines.append("parameters: those before the first step, as no checkpoint is older than the step")
     else:
-        params = read_everything(workdir, step)[0]["params"]
+        params = jax.device_put(read_everything(workdir, step)[0]["params"], trainer.shardings.params)
+        state = state._replace(params=params)
         lines.append(f"parameters: those of the checkpoint at step {step}")
+    state = state._replace(step=jax.device_put(np.int32(record["step"] - 1), trainer.shardings.step))
+    placed = trainer.place(batch)
 
     @jax.jit
-    def look(params, batch):
-        key = jax.random.fold_in(jax.random.key(record["seed"]), record["step"] - 1)
+    def errors(params, batch):
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         draws = draw(key, batch, data.model, recipe.objective)
         latents = latents_of(batch, data.fitted.tokenizer)
-
-        def loss(params):
-            terms = losses.loss_terms(
-                trainer.apply.model(params), batch, latents, draws, with_video=recipe.objective.with_video
-            )
-            of = losses.denominators({name: term.count for name, term in terms.items()})
-            return losses.total_loss(terms, of, recipe.objective), terms
-
-        (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        return value, terms, optax.tree.norm(gradient), draws.mode
+        model = trainer.apply.model(params)
+        return losses.loss_terms(model, batch, latents, draws, with_video=recipe.objective.with_video), draws.mode
 
     with jax.set_mesh(mesh):
-        value, terms, norm, modes = jax.device_get(look(params, trainer.place(batch)))
-    lines.append(f"loss {value:.4g}, gradient norm {norm:.4g}")
-    for name, term in terms.items():
-        lines.append(f"  {name}: {term.error.sum() / max(1.0, term.count.sum()):.4g}")
+        terms, modes = jax.device_get(errors(state.params, placed))
+    _, metrics = jax.device_get(trainer.step(state, placed))
+    lines.append(f"loss {metrics['loss']:.4g}, gradient norm {metrics['grad_norm']:.4g}")
+    for name, term in metrics["terms"].items():
+        lines.append(f"  {name}: {term['all'][0] / max(1.0, term['all'][1]):.4g}")
     for row, sample in enumerate(record["samples"]):
-        errors = [f"{name} {t.error[row] / t.count[row]:.4g}" for name, t in terms.items() if t.count[row] > 0]
-        lines.append(f"sample {row}: {sample['source']} window {sample['window']}, {MODE_NAMES[modes[row]]}: "
-                     + ", ".join(errors))  # fmt: skip
+        own = ", ".join(f"{name} {t.error[row] / t.count[row]:.4g}" for name, t in terms.items() if t.count[row] > 0)
+        lines.append(f"sample {row}: {sample['source']} window {sample['window']}, {MODE_NAMES[modes[row]]}: {own}")
     return lines
 
 
