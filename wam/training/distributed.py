@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -156,23 +156,16 @@ def fail(sentence: str) -> NoReturn:
     One of several must not leave in the ordinary way: jax would wait a minute for the others, which wait for this one,
     and then abort with a dump. The others end when its heartbeat is missed, or at once by the launcher's hand.
     """
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
         sys.exit(sentence)
     sys.stdout.flush()
     print(sentence, file=sys.stderr, flush=True)
     os._exit(1)
 
 
-class Replica(NamedTuple):
-    """Which share of the rows of every global batch a process feeds."""
-
-    index: int
-    count: int
-
-
 def data_replica(rows: NamedSharding, batch_size: int, *, process: int | None = None,
-                 process_of: Callable[[Any], int] = lambda device: device.process_index) -> Replica:  # fmt: skip
-    """The data replica that a process belongs to: processes with equal rows belong to the same one.
+                 process_of: Callable[[Any], int] = lambda device: device.process_index) -> tuple[int, int]:  # fmt: skip
+    """(data replica that a process belongs to, how many there are): processes with equal rows belong to the same one.
 
     Where tensor or context axes span hosts, several processes hold the same rows and must read the same data, so data
     are shared out by this and never by the number of the process.
@@ -196,7 +189,7 @@ def data_replica(rows: NamedSharding, batch_size: int, *, process: int | None = 
             "choose axes so that each of them lies within a process or spans whole processes"
         )
     own = held[jax.process_index() if process is None else process]
-    return Replica(shares.index(tuple(sorted(own))), len(shares))
+    return shares.index(tuple(sorted(own))), len(shares)
 
 
 class Agreement:
