@@ -1,4 +1,4 @@
-"""Launches a run, or a sweep of runs, on a cluster or on this machine.
+r"""Launches a run, or a sweep of runs, on a cluster or on this machine.
 
     python -m experiments.launch --backend=slurm --config=experiments/configs/demo.py --workdir=runs/demo \
         --nodes=4 --gpus_per_node=8 --partition=gpu --dry_run

@@ -104,5 +104,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Options:
-    values: dict[str, Any] = {field.name: flag_values[field.name].value for field in dataclasses.fields(Options)}
-    return Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Options):
+        value: Any = flag_values[field.name].value
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return Options(**values)

@@ -163,8 +163,10 @@ def fail(sentence: str) -> NoReturn:
     os._exit(1)
 
 
-def data_replica(rows: NamedSharding, batch_size: int, *, process: int | None = None,
-                 process_of: Callable[[Any], int] = lambda device: device.process_index) -> tuple[int, int]:  # fmt: skip
+def data_replica(
+    rows: NamedSharding, batch_size: int, *, process: int | None = None,
+    process_of: Callable[[Any], int] = lambda device: device.process_index,
+) -> tuple[int, int]:  # fmt: skip
     """(data replica that a process belongs to, how many there are): processes with equal rows belong to the same one.
 
     Where tensor or context axes span hosts, several processes hold the same rows and must read the same data, so data
