@@ -1,5 +1,6 @@
 """Several processes: which rows each feeds, how they are found, what they decide together."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -21,7 +22,9 @@ def rows_of(shape, devices=None):
 def replicas(rows, per_process):
     """(replica, replicas) of every pretended process of so many devices each."""
     return [
-        distributed.data_replica(rows, BATCH, process=i, process_of=lambda device: device.id // per_process)
+        dataclasses.astuple(
+            distributed.data_replica(rows, BATCH, process=i, process_of=lambda device: device.id // per_process)
+        )
         for i in range(8 // per_process)
     ]
 
@@ -64,7 +67,7 @@ def test_one_process_needs_nobody():
     distributed.initialize()
     assert not jax.distributed.is_initialized()
     assert distributed.is_main()
-    assert distributed.data_replica(rows_of((8, 1, 1, 1)), BATCH) == (0, 1)
+    assert distributed.data_replica(rows_of((8, 1, 1, 1)), BATCH) == distributed.Replica(0, 1)
     assert distributed.from_main(lambda: {"steps": 3}) == {"steps": 3}
     assert distributed.main_first(lambda: "own") == "own"
     with pytest.raises(OSError, match="disk"):

@@ -5,6 +5,7 @@ Everything here also works in a plain single process, where it costs nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -163,11 +164,19 @@ def fail(sentence: str) -> NoReturn:
     os._exit(1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Replica:
+    """Which share of the rows of every global batch a process feeds."""
+
+    index: int
+    count: int
+
+
 def data_replica(
     rows: NamedSharding, batch_size: int, *, process: int | None = None,
     process_of: Callable[[Any], int] = lambda device: device.process_index,
-) -> tuple[int, int]:  # fmt: skip
-    """(data replica that a process belongs to, how many there are): processes with equal rows belong to the same one.
+) -> Replica:  # fmt: skip
+    """The data replica that a process belongs to: processes with equal rows belong to the same one.
 
     Where tensor or context axes span hosts, several processes hold the same rows and must read the same data, so data
     are shared out by this and never by the number of the process.
@@ -191,7 +200,7 @@ def data_replica(
             "choose axes so that each of them lies within a process or spans whole processes"
         )
     own = held[jax.process_index() if process is None else process]
-    return shares.index(tuple(sorted(own))), len(shares)
+    return Replica(shares.index(tuple(sorted(own))), len(shares))
 
 
 class Agreement:
