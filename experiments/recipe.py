@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines.collect.collect import CollectConfig
 from data_pipelines.embodiments import get_embodiment
 from data_pipelines.stats import Statistics, fit_lead, fit_statistics
 from data_pipelines.store import ClipStore
@@ -34,6 +35,7 @@ from wam.config import (
     TrainConfig,
     build,
 )
+from wam.envs import embodiment_of, env_factory
 from wam.models.joint_dit import JointDiT
 from wam.tokenizers import patch_pca
 from wam.tokenizers.patch_pca import PatchPCA
@@ -119,6 +121,28 @@ class Recipe:
         if clash := sorted(set(fields) & set(derived)):
             raise ValueError(f"model.{clash[0]} is decided by the data and the tokenizer; set it there")
         return build(ModelConfig, {**NAMED_SIZES[size], **derived, **fields})
+
+    def by_shape(self) -> tuple[ModelConfig, BatchSpec]:
+        """The model and its batches by shape, from the recipe alone: as `load_data` will find them in what it collects.
+
+        ValueError if the recipe collects nothing, so that only data could tell.
+        """
+        for part in ("sim", "collect"):
+            if part not in self.config:
+                raise ValueError(f"the config has no `{part}`: the model's shape is known only from its data")
+        sim = self.config.sim
+        robot, size = embodiment_of(sim.name), env_factory(sim.name, sim.get("render", {})).keywords["render"].size
+        filmed: set[str] = set(sim.cameras) if set(self.sources) - {"ego"} else set()
+        if "ego" in self.sources:
+            filmed.add(self.config.collect.get("ego_camera", CollectConfig.ego_camera))
+        views = tuple(self.config.data.views)
+        cameras = (*views, *sorted(filmed - set(views)))
+        window_config(self.config.data, cameras)
+        if size % self.tokenizer.patch:
+            raise ValueError(f"tokenizer.patch {self.tokenizer.patch} does not divide sim.render.size {size}")
+        embodiments = ("none", robot.name)
+        model = self.model_config(size, cameras, robot.action_dim, robot.state_dim, len(embodiments))
+        return model, model.batch_spec(size, size, self.text.tokens)
 
 
 def window_config(data: Any, cameras: tuple[str, ...]) -> WindowConfig:

@@ -269,9 +269,12 @@ NAMED_SIZES: dict[str, dict[str, int]] = {
         "tiny": (3, 4, 32, 128, 512, 128, 512),
         "small": (12, 12, 64, 768, 3072, 384, 1536),
         "base": (30, 12, 128, 1536, 8960, 512, 2048),
+        "wan5b": (30, 24, 128, 3072, 14336, 1024, 4096),
+        "wan14b": (40, 40, 128, 5120, 13824, 1024, 4096),
     }.items()
 }
-"""Keyword arguments of `ModelConfig`. `small` is about 130M parameters; `base` has the shape of Wan 2.1 1.3B."""
+"""Keyword arguments of `ModelConfig`. `small` is about 130M parameters; the video experts of `base`, `wan5b` and
+`wan14b` have the shapes of Wan 2.1 1.3B, Wan 2.2 TI2V-5B and Wan 2.1 14B."""
 
 DERIVED = ("grid", "latent_channels", "latent_frames", "frames_per_latent", "views", "cameras", "latent_rate", "chunks",
            "action_horizon", "action_dim", "state_dim", "embodiments", "text_dim")  # fmt: skip

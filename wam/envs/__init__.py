@@ -6,7 +6,15 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from wam.batch import EmbodimentSpec
 from wam.envs import metaworld
+
+
+def embodiment_of(name: str) -> EmbodimentSpec:
+    """The robot of the simulator `name`; ValueError if there is no such simulator."""
+    if name != "metaworld":
+        raise ValueError(f"unknown simulator {name!r}; there is: metaworld")
+    return metaworld.SPEC
 
 
 def env_factory(
@@ -16,8 +24,7 @@ def env_factory(
 
     `render` holds the simulator's render settings. Raises ValueError for an unknown simulator or setting.
     """
-    if name != "metaworld":
-        raise ValueError(f"unknown simulator {name!r}; there is: metaworld")
+    embodiment_of(name)
     try:
         config = metaworld.RenderConfig(**render)
     except TypeError as error:

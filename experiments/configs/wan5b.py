@@ -1,0 +1,25 @@
+"""The shape of Wan 2.2 TI2V-5B on Meta-World MT50 at 320 px, 3,300 tokens a sample: four nodes of eight GPUs.
+
+    python -m experiments.collect --config=experiments/configs/wan5b.py --out=runs/wan5b/data
+    python -m experiments.train   --config=experiments/configs/wan5b.py --workdir=runs/wan5b
+    python tools/plan.py          --config=experiments/configs/wan5b.py --mesh data=1,fsdp=32
+
+PLAN
+
+Not trained here, and too large for it: built by shape, planned, and compiled nowhere, so no result is claimed.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import small
+
+
+def get_config() -> ConfigDict:
+    config = small.get_config()
+    config.sim.render.size = 320
+    config.model.update(size="wan5b", remat="full", lead_width=32)
+    config.mesh.update(data=-1, fsdp=32)
+    config.objective.update(video_shift=5.0)
+    config.optimizer.update(learning_rate=1e-4, warmup_steps=2000, ema_decay=0.9999)
+    config.train.update(steps=100_000, batch_size=256)
+    return config

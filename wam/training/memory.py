@@ -1,0 +1,239 @@
+"""Bytes a training step needs on each device, by shape: for any configuration and mesh, with no device at hand.
+
+Parameters, gradients, moments, EMA and the batch follow from their shapes and from the rules that place them, so they
+are exact. Activations are what differentiation keeps of a forward pass, found by tracing the loss at the shapes one
+device holds (its rows, heads, MLP columns and patches), plus the working set of one layer. The compiler fuses some of
+it and pads the rest, so this is a model; `tests/training/test_memory.py` holds it to XLA's own account.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from wam.batch import BatchSpec
+from wam.config import ModelConfig, ObjectiveConfig
+from wam.diffusion import losses, modes
+from wam.models.flops import attention_pairs, stream_tokens
+from wam.models.joint_dit import create
+from wam.training import state
+
+ACTIVATIONS_WITHIN = 2.0
+"""The activations of a compiled step are within this factor of `DeviceBytes.activations`, either way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceBytes:
+    """What one device holds at the peak of a training step."""
+
+    params: int
+    gradients: int
+    moments: int
+    ema: int
+    batch: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """All that decides the bytes of a training step. `mesh` maps every axis to its size."""
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    spec: BatchSpec
+    mesh: Mapping[str, int]
+    batch_size: int
+    accumulate: int = 1
+
+    def check(self) -> None:
+        """ValueError says in one sentence which size does not divide, and what would."""
+        ways = self.mesh["data"] * self.mesh["fsdp"]
+        if self.batch_size % (ways * self.accumulate):
+            parts = f"data={self.mesh['data']} x fsdp={self.mesh['fsdp']}"
+            parts += f" x train.accumulate={self.accumulate}" if self.accumulate > 1 else ""
+            raise ValueError(
+                f"train.batch_size {self.batch_size} does not divide over {parts} = {ways * self.accumulate}; "
+                f"take a multiple of {ways * self.accumulate}"
+            )
+        for axis, what, size in (
+            ("tensor", f"{self.model.heads} attention heads", self.model.heads),
+            ("context", f"{self.model.patches} patches of a frame", self.model.patches),
+        ):
+            if size % self.mesh[axis]:
+                raise ValueError(
+                    f"mesh.{axis} = {self.mesh[axis]} does not divide the {what}; "
+                    f"choose from {', '.join(str(n) for n in range(1, size + 1) if size % n == 0)}"
+                )
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def rows(self) -> int:
+        """Samples that one device works on at a time."""
+        return self.batch_size // (self.mesh["data"] * self.mesh["fsdp"] * self.accumulate)
+
+    def local(self) -> ModelConfig:
+        """The model as wide as one device sees its activations."""
+        model, tensor, context = self.model, self.mesh["tensor"], self.mesh["context"]
+        split = {
+            name: getattr(model, name) // tensor
+            for name in ("heads", "video_mlp", "action_mlp")
+            if getattr(model, name) % tensor == 0
+        }
+        grid = model.grid if context == 1 else (1, model.patches // context)
+        return dataclasses.replace(model, **split, grid=grid)
+
+
+def device_bytes(setting: Setting) -> DeviceBytes:
+    """Bytes of one device; ValueError where the mesh does not divide what it splits."""
+    setting.check()
+    params = param_bytes(setting.model, setting.mesh)
+    samples = setting.rows * setting.accumulate
+    batch = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in setting.spec.fields(samples).values())
+    return DeviceBytes(
+        params=params,
+        # Microbatches one after the other: their sum, and that of the microbatch in hand.
+        gradients=params * (2 if setting.accumulate > 1 else 1),
+        moments=2 * params,
+        ema=params,
+        batch=batch,
+        activations=activation_bytes(setting),
+    )
+
+
+def param_counts(model: ModelConfig) -> dict[str, int]:
+    """Parameters of each expert; `other` are those that none has to itself."""
+    counts = {"video": 0, "action": 0, "other": 0}
+    for path, shape in jax.tree_util.tree_leaves_with_path(_shapes(model)[0]):
+        keys = [getattr(key, "key", None) for key in path]
+        counts[next((key for key in keys if key in counts), "other")] += shape.size
+    return counts
+
+
+def param_bytes(model: ModelConfig, mesh: Mapping[str, int]) -> int:
+    """Bytes of the parameters' shards on one device (and so of one moment, and of the EMA)."""
+    shapes, axes = _shapes(model)
+    specs = param_specs(axes, shapes, mesh)
+    is_spec = lambda x: isinstance(x, jax.sharding.PartitionSpec)  # noqa: E731
+
+    def local(spec, shape) -> int:
+        ways = math.prod(mesh[axis] for axis in spec if axis is not None)
+        return shape.size // ways * shape.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(local, specs, shapes, is_leaf=is_spec)))
+
+
+def activation_bytes(setting: Setting) -> int:
+    """What is kept for the backward pass, what one layer needs while at work, and the latents and noise of the loss."""
+    model, local, rows = setting.model, setting.local(), setting.rows
+    kept = _kept(local, setting.objective.with_video, setting.objective.policy_draws, setting.spec.text_tokens)
+    whole = _kept(dataclasses.replace(local, remat="none"), setting.objective.with_video,
+                  setting.objective.policy_draws, setting.spec.text_tokens)  # fmt: skip
+    context, weights = setting.mesh["context"], 0
+    if model.attention == "xla" and context > 1:
+        # A device's queries meet all keys: their weights shrink with the queries alone.
+        pairs = sum(attention_pairs(local, setting.objective).values()) * (context - 1)
+        weights = rows * pairs * local.heads * (4 + jnp.dtype(model.dtype).itemsize)
+    layers = model.depth if model.remat == "none" else 0
+    # Parameters cast to the compute dtype stay sharded; those of the layer at work are gathered.
+    fixed = kept.fixed // setting.mesh["fsdp"]
+    gathered = _layer_params(local) * jnp.dtype(model.dtype).itemsize if setting.mesh["fsdp"] > 1 else 0
+    working = rows * whole.per_row // model.depth + weights + gathered
+    return fixed + rows * (kept.per_row + _inputs(local, setting.objective)) + layers * weights + working
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Bytes that differentiation keeps of a forward pass: for each sample, and whatever their number."""
+
+    per_row: int
+    fixed: int
+
+
+@functools.cache
+def _kept(model: ModelConfig, with_video: bool, draws: int, text_tokens: int) -> Kept:
+    one, two = (_residual_bytes(model, with_video, draws, text_tokens, rows) for rows in (1, 2))
+    return Kept(two - one, 2 * one - two)
+
+
+def _residual_bytes(model: ModelConfig, with_video: bool, draws: int, text_tokens: int, rows: int) -> int:
+    """Traces the loss and adds up what its pullback holds, the inputs apart (parameters are counted elsewhere)."""
+    # Scanned layers trace fast. Chunked attention keeps what flash attention does, and traces on any machine.
+    model = dataclasses.replace(model, scan_layers=True)
+    if model.attention != "xla":
+        model = dataclasses.replace(model, attention="chunked", attention_chunk=1)
+    objective = ObjectiveConfig(with_video=with_video, policy_draws=draws)
+    spec = dataclasses.replace(
+        model.batch_spec(0, 0, text_tokens), latent=(model.latent_frames, model.patches, model.latent_channels)
+    )
+    batch = {name: jax.ShapeDtypeStruct(*field) for name, field in spec.fields(rows).items()}
+    apply, params = state.split(nnx.eval_shape(lambda: create(model)))
+    drawn = jax.eval_shape(lambda b: modes.draw(jax.random.key(0), b, model, objective), batch)
+
+    def kept(params: Any, constants: Any, batch: Any, drawn: Any) -> Any:
+        def loss(params):
+            given = apply._replace(constants=constants).model(params)
+            terms = losses.loss_terms(given, batch, batch["latents"], drawn, with_video=with_video)
+            return sum(term.error.sum() for term in terms.values())
+
+        return jax.tree.leaves(jax.vjp(loss, params)[1])
+
+    jaxpr = jax.make_jaxpr(kept)(params, apply.constants, batch, drawn).jaxpr
+    outputs = {id(v): v.aval for v in jaxpr.outvars if not hasattr(v, "val")}
+    for given in (*jaxpr.invars, *jaxpr.constvars):
+        outputs.pop(id(given), None)
+    return sum(aval.size * aval.dtype.itemsize for aval in outputs.values() if hasattr(aval.dtype, "itemsize"))
+
+
+def _inputs(model: ModelConfig, objective: ObjectiveConfig) -> int:
+    """Bytes of one sample's latents and noise in float32."""
+    frame = model.patches * model.latent_channels
+    latents = model.views * model.latent_frames * frame
+    noise = stream_tokens(model, objective).video * model.latent_channels
+    actions = model.chunks * model.action_horizon * model.action_dim * (1 + objective.policy_draws)
+    return 4 * (latents + noise + actions)
+
+
+@functools.cache
+def _shapes(model: ModelConfig) -> tuple[Any, Any]:
+    """(shapes, logical axes) of the parameters."""
+    _, params = state.split(nnx.eval_shape(lambda: create(model)))
+    return params, state.logical_axes(model)
+
+
+def _layer_params(model: ModelConfig) -> int:
+    """Parameters of one layer, all experts."""
+    return sum(x.size for x in jax.tree.leaves(_shapes(model)[0]["blocks"])) // model.depth
+
+
+RULES = {"embed": "fsdp", "mlp": "tensor", "heads": "tensor"}
+
+
+def param_specs(axes: Any, shapes: Any, mesh: Mapping[str, int]) -> Any:
+    def place(names, shape):
+        used: set[str] = set()
+        spec: list[str | None] = []
+        for name, size in zip(tuple(names) + (None,) * (len(shape.shape) - len(names)), shape.shape, strict=True):
+            axis = RULES.get(name) if name else None
+            if axis is None or axis in used or size % mesh[axis]:
+                spec.append(None)
+            else:
+                spec.append(axis)
+                used.add(axis)
+        return jax.sharding.PartitionSpec(*spec)
+
+    return jax.tree.map(place, axes, shapes, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
