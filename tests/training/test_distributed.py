@@ -1,15 +1,21 @@
 """Several processes: which rows each feeds, how they are found, what they decide together."""
 
 import dataclasses
+import os
+import pathlib
+import socket
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tests.training import together
 from wam.training import distributed
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = 16
 
@@ -135,6 +141,70 @@ def test_joining_is_for_several_tasks_only(monkeypatch, environment, arguments):
         [given] = calls
         limits = {given.pop("initialization_timeout"), given.pop("shutdown_timeout_seconds")}
         assert given == arguments and min(limits) > 5  # our own sentence comes before jax's abort
+
+
+def start(program, number, port, *arguments):
+    """One of two processes of a run, with a device of its own."""
+    env = {
+        **os.environ, "JAX_NUM_CPU_DEVICES": "1", "WAM_COORDINATOR": f"localhost:{port}", "WAM_NUM_PROCESSES": "2",
+        "WAM_PROCESS_ID": str(number),
+    }  # fmt: skip
+    return subprocess.Popen([sys.executable, *program, *arguments], env=env, cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def outputs(processes):
+    """What each printed; both must end well."""
+    texts = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(texts)[-6000:]
+    return texts
+
+
+def test_two_processes_train_like_one(tmp_path):
+    """Losses and, with SGD, parameters; rows shared out, and a context axis over both, which then feed equal rows."""
+    port = free_port()
+    outputs([start(["-m", "tests.training.together"], i, port, str(tmp_path / "two.npz")) for i in range(2)])
+    two = dict(np.load(tmp_path / "two.npz"))
+    for name in together.SCENARIOS:
+        losses, params, replica = together.train(name)
+        assert replica == distributed.Replica(0, 1)
+        assert losses[-1] < losses[0]
+        np.testing.assert_allclose(two.pop(f"{name}/losses"), losses, rtol=1e-5)
+        for key, value in params.items():
+            scale = max(1e-3, float(np.abs(value).max()))
+            np.testing.assert_allclose(two.pop(f"{name}/params{key}") / scale, value / scale, atol=1e-5)
+    assert not two
+
+
+FAILS = """
+import sys
+from wam.training import distributed
+distributed.initialize()
+distributed.barrier("both are here")
+if distributed.is_main():
+    distributed.barrier("never")
+distributed.fail("this host has no data")
+"""
+
+
+def test_a_process_that_fails_leaves_at_once(tmp_path):
+    """It does not wait for the other, which waits for it; the launcher can then end that."""
+    port = free_port()
+    main, failing = (start(["-c", FAILS], i, port) for i in range(2))
+    try:
+        said = failing.communicate(timeout=100)[0]
+        assert failing.returncode == 1
+        assert said.strip().splitlines()[-1] == "this host has no data"
+        assert main.poll() is None
+    finally:
+        main.kill()
+        main.wait()
 
 
 def test_a_coordinator_that_cannot_be_reached_is_one_sentence(monkeypatch):
