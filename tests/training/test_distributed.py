@@ -8,11 +8,9 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.training import together
 from wam.training import distributed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -159,27 +157,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def outputs(processes):
-    """What each printed; both must end well."""
-    texts = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(texts)[-6000:]
-    return texts
-
-
-def test_two_processes_train_like_one(tmp_path):
-    """Losses and, with SGD, parameters; rows shared out, and a context axis over both, which then feed equal rows."""
+def test_two_processes_agree_and_feed_their_rows():
+    """Values of process 0, its errors, stopping, and rows on meshes where the processes do and do not share them."""
     port = free_port()
-    outputs([start(["-m", "tests.training.together"], i, port, str(tmp_path / "two.npz")) for i in range(2)])
-    two = dict(np.load(tmp_path / "two.npz"))
-    for name in together.SCENARIOS:
-        losses, params, replica = together.train(name)
-        assert replica == distributed.Replica(0, 1)
-        assert losses[-1] < losses[0]
-        np.testing.assert_allclose(two.pop(f"{name}/losses"), losses, rtol=1e-5)
-        for key, value in params.items():
-            scale = max(1e-3, float(np.abs(value).max()))
-            np.testing.assert_allclose(two.pop(f"{name}/params{key}") / scale, value / scale, atol=1e-5)
-    assert not two
+    both = [start(["-m", "tests.training.together"], i, port) for i in range(2)]
+    texts = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(texts)[-6000:]
 
 
 FAILS = """
@@ -193,7 +176,7 @@ distributed.fail("this host has no data")
 """
 
 
-def test_a_process_that_fails_leaves_at_once(tmp_path):
+def test_a_process_that_fails_leaves_at_once():
     """It does not wait for the other, which waits for it; the launcher can then end that."""
     port = free_port()
     main, failing = (start(["-c", FAILS], i, port) for i in range(2))
