@@ -130,6 +130,7 @@ def test_joining_is_for_several_tasks_only(monkeypatch, environment, arguments):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(distributed.multihost_utils, "sync_global_devices", lambda _: None)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     distributed.initialize(timeout=5)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax._src import distributed as runtime  # its key-value store has no public face
 from jax._src.clusters import ClusterEnv  # nor have the clusters that `jax.distributed.initialize` knows
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def initialize(*, timeout: int | None = None) -> None:
         "joined as process %d of %d: %d of %d devices are local",
         jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count(),
     )  # fmt: skip
+    # The first collective connects the processes, on CPUs waiting half a minute at most: now they are together.
+    multihost_utils.sync_global_devices("joined")
 
 
 def _integer(name: str, default: int) -> int:
@@ -238,10 +241,6 @@ class Agreement:
         mesh = Mesh(devices, ("process",), axis_types=(AxisType.Auto,))
         self._flags = NamedSharding(mesh, PartitionSpec("process"))
         self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        barrier("agreement")  # processes connect for their first collective, and wait only half a minute for that
-        self.send(False)
-        self.send(False)
-        jax.block_until_ready(self._latest)
 
     def send(self, flag: bool) -> None:
         self._previous = self._latest
