@@ -65,13 +65,13 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
     import functools
 
     import jax
-    from jax.sharding import NamedSharding, PartitionSpec
 
     from data_pipelines.mixture import Mixture, eval_batches
     from experiments import recipe as recipes
     from wam.checkpoint import Checkpoints
-    from wam.models.joint_dit import create
-    from wam.training import loop, metrics, optimizer, sharding, state, step
+    from wam.training import loop, metrics, sharding
+    from wam.training.state import TrainState
+    from wam.training.trainer import Trainer
 
     recipe = recipes.Recipe.of(config)
     if recipe.mesh.cpu_devices > 1:
@@ -83,40 +83,28 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
     data = recipes.load_data(recipe, root, workdir)
     data.fitted.statistics.check_fitted_on(list(data.train.values()))
 
-    model = create(data.model, recipe.train.seed)
-    recipes.set_constants(model, data.fitted)
-    apply, params = state.split(model)
-    mesh = sharding.make_mesh(recipe.mesh)
-    param_shardings = sharding.param_shardings(state.logical_axes(data.model), jax.eval_shape(lambda: params), mesh)
-    rows = sharding.batch_sharding(mesh, recipe.train.batch_size)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-
-    transform = optimizer.make_optimizer(recipe.optimizer)
-    shardings = sharding.state_shardings(param_shardings, transform, mesh)
-    train_step = jax.jit(
-        step.make_train_step(
-            apply, data.fitted.tokenizer, recipe.objective, recipe.optimizer, sources=len(recipe.sources)
-        ),
-        donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere),
+    trainer = Trainer(
+        data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, sharding.make_mesh(recipe.mesh),
+        batch_size=recipe.train.batch_size, sources=len(recipe.sources), accumulate=recipe.train.accumulate,
+        prepare=functools.partial(recipes.set_constants, fitted=data.fitted),
     )  # fmt: skip
 
-    def initial(steps: int) -> state.TrainState:
-        init = functools.partial(state.init_state, optimizer=transform, steps=steps, seed=recipe.train.seed)
-        return jax.jit(init, out_shardings=shardings)(params)
+    def initial(steps: int) -> TrainState:
+        return trainer.init(steps=steps, seed=recipe.train.seed)
 
     mixture = Mixture(
         data.train, dict(config.data.weights), data.to_sample, batch_size=recipe.train.batch_size,
         seed=recipe.train.seed, threads=config.data.get("threads", 2),
         replica=jax.process_index(), replicas=jax.process_count(),
     )  # fmt: skip
-    batches = mixture.iterator(place=lambda batch: sharding.place_batch(batch, rows))
+    batches = mixture.iterator(place=trainer.place)
     checkpoints = Checkpoints(workdir, keep=recipe.train.keep_latest)
     writer = None
     try:
         steps = record.get("steps", recipe.train.steps)
         if "steps" not in record:
             if budget_minutes is not None:
-                compile_seconds, seconds = loop.time_steps(train_step, initial(1), next(batches))
+                compile_seconds, seconds = loop.time_steps(trainer.step, initial(1), next(batches))
                 batches.set_state(mixture.state_after(0))
                 # Validation and checkpoints take a little of the budget as well.
                 steps = max(1, int(budget_minutes * 60 * 0.95 / seconds))
@@ -137,21 +125,17 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
         current = initial(steps)
         assets = {**recipes.assets(recipe, data), "git": record["git"], "versions": record["versions"]}
         if checkpoints.latest() is not None:
-            current, data_state, saved = checkpoints.restore(current, shardings)
+            current, data_state, saved = checkpoints.restore(current, trainer.shardings)
             if saved["model"] != json.loads(json.dumps(assets["model"])):
                 raise ValueError(f"the checkpoint in {workdir} is of another architecture; use a new --workdir")
             batches.set_state(data_state)
             print(f"train: resuming at step {int(current.step)} of {steps}")
         else:
-            print(f"train: {state.count(params):,} parameters, {steps} steps of batch {recipe.train.batch_size}")
+            print(f"train: {trainer.parameters:,} parameters, {steps} steps of batch {recipe.train.batch_size}")
         metrics.truncate_metrics(workdir, int(current.step))
         writer = metrics.Writer(workdir)
 
         names = [name for name in recipe.sources if name in data.validation]
-        evaluate = jax.jit(
-            step.make_eval_step(apply, data.fitted.tokenizer, recipe.objective, seed=0, sources=len(recipe.sources)),
-            in_shardings=(param_shardings, rows, rows), out_shardings=everywhere,
-        )  # fmt: skip
 
         def validation():
             import numpy as np
@@ -162,18 +146,18 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
                 indices = np.linspace(0, len(windows) - 1, count).astype(int).tolist()
                 for batch, valid in eval_batches(windows, data.validation_sample, recipe.sources.index(name),
                                                  recipe.train.batch_size, indices):  # fmt: skip
-                    yield sharding.place_batch(batch, rows), sharding.place_batch(valid, rows)
+                    yield trainer.place(batch), trainer.place(valid)
 
         tokenizer_arrays = data.fitted.tokenizer.to_state()[1]
 
         def save(current, data_state) -> None:
-            checkpoints.save(current, data_state, apply.constants, tokenizer_arrays, assets)
+            checkpoints.save(current, data_state, trainer.apply.constants, tokenizer_arrays, assets)
 
-        run = loop.Run(train_step, evaluate, validation, save, recipe.sources)
+        run = loop.Run(trainer.step, trainer.evaluate, validation, save, recipe.sources)
         start = time.monotonic()
         final = loop.train(run, train_config, current, batches, writer, checkpoints, progress=progress)
         if int(final.step) == steps:
-            _summary(workdir, recipe, data, state.count(params), time.monotonic() - start)
+            _summary(workdir, recipe, data, trainer.parameters, time.monotonic() - start)
     finally:
         batches.close()
         checkpoints.close()

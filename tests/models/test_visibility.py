@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tests.helpers import random_model, small_batch, small_config
-from wam.models.attention import Keys, apply_rope, attend, rope_angles
+from wam.models.attention import Keys, attend
 from wam.models.layers import layer_norm
-from wam.models.streams import Noisy, observe, to_tokens
+from wam.models.rotary import apply_rope, frame_positions, rope_angles, step_positions
+from wam.models.streams import Noisy, observe
 
 M, f, R = 2, 2, 2
 CONFIG = small_config(chunks=M, latent_frames=1 + M * f)
@@ -81,19 +82,22 @@ def dense(model, batch, latents, noisy):
     gain = jnp.where((jnp.arange(1 + f) == 0)[:, None], model.context_gain[...][0], model.context_gain[...][1])
     x = model.history_in(obs.latents * gain[:, None])
     view = jnp.einsum("BVc,cPD->BVPD", jax.nn.one_hot(obs.camera, cfg.cameras), model.view_embedding[...])
-    x = (x + view[:, :, None]).transpose(0, 2, 1, 3, 4).reshape(B, -1, cfg.video_width)
+    x = (x + view[:, :, None]).transpose(0, 2, 1, 3, 4).reshape(B, (1 + f) * V, P, cfg.video_width)
     times = jnp.repeat(obs.video_time[:, :: cfg.frames_per_latent][:, : 1 + f] * cfg.latent_rate, V, axis=1)
-    angles = {"history": rope_angles(model._positions(times, grid=True), cfg.head_dim)}
+    angles = {"history": rope_angles(frame_positions(times, cfg.grid), cfg.head_dim)}
     state = model.state_in(obs.state * obs.state_mask, obs.embodiment)
-    angles["state"] = rope_angles(
-        model._positions(obs.action_time[:, :, 0] * cfg.latent_rate, grid=False), cfg.head_dim
-    )
-    tokens = {"history": x, "state": state}
-    zero = {e: s.modulation(s.condition(jnp.zeros((B, 1))) + context.instruction[e]) for e, s in model.sigma.items()}
+    angles["state"] = rope_angles(step_positions(obs.action_time[:, :, :1] * cfg.latent_rate), cfg.head_dim)
+    tokens = {"history": x, "state": state[:, :, None]}
+    zero = {e: s.modulation(s.condition(jnp.zeros((B, 1, 1))) + context.instruction[e]) for e, s in model.sigma.items()}
     mods = {"history": zero["video"], "state": zero["action"]}
     for name, s in streams.items():
         tokens[name], angles[name], mods[name] = s.x, s.angles, s.modulation
-    per = {name: tokens[name].shape[1] for name in tokens}
+    # One token after the other: every token is its own group here.
+    for name in tokens:
+        G, n = tokens[name].shape[1:3]
+        mods[name] = jnp.broadcast_to(mods[name], (B, G, n, *mods[name].shape[3:])).reshape(B, 1, G * n, 6, -1)
+        tokens[name], angles[name] = (x.reshape(B, 1, G * n, -1) for x in (tokens[name], angles[name]))
+    per = {name: tokens[name].shape[2] for name in tokens}
     frame_chunk = [0] + [1 + i // f for i in range(f)]  # chunk of each history frame
     labels = {
         "history": [("history", frame_chunk[i // (V * P)], 0) for i in range(per["history"])],
@@ -119,12 +123,9 @@ def dense(model, batch, latents, noisy):
         q, k, v, mod = {}, {}, {}, {}
         for name in order:
             block = blocks[model.expert_of[name]]
-            if name in streams:
-                mod[name] = [to_tokens(streams[name], m) for m in block.modulation(mods[name])]
-            else:
-                mod[name] = block.modulation(mods[name])
+            mod[name] = block.modulation(mods[name])
             q[name], k[name], v[name] = block.qkv(tokens[name], mod[name][0], mod[name][1], angles[name])
-        joined = [jnp.concatenate([t[name] for name in order], 1) for t in (q, k, v)]
+        joined = [jnp.concatenate([t[name][:, 0] for name in order], 1) for t in (q, k, v)]
         logits = jnp.einsum("BLNH,BTNH->BNLT", joined[0], joined[1]) / np.sqrt(cfg.head_dim)
         weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf), -1)
         out = jnp.einsum("BNLT,BTNH->BLNH", weights, joined[2])
@@ -133,8 +134,8 @@ def dense(model, batch, latents, noisy):
             expert = model.expert_of[name]
             text = context.text[expert]
             keys = Keys(text.k[layer], text.v[layer], text.mask)
-            part = out[:, start : start + per[name]]
-            tokens[name] = blocks[expert].finish(tokens[name], part, tuple(mod[name]), keys, "xla")
+            part = out[:, None, start : start + per[name]]
+            tokens[name] = blocks[expert].finish(tokens[name], part, mod[name], keys, "xla", patches=False)
             start += per[name]
     return tokens
 
@@ -144,13 +145,13 @@ def test_blockwise_equals_the_dense_mask_reference(case):
     out = run(model, batch, latents, noisy)
     tokens = dense(model, batch, latents, noisy)
     streams = model._video_stream(model.context(observe(batch, jnp.asarray(latents), M, f)), noisy)
-    video = model.video_head(tokens["video"], to_tokens(streams, streams.condition))
+    video = model.video_head(tokens["video"].reshape(streams.x.shape), streams.condition)
     assert np.abs(out.video).max() > 0.1
     np.testing.assert_allclose(np.asarray(out.video).ravel(), np.asarray(video).ravel(), atol=2e-5)
     context = model.context(observe(batch, jnp.asarray(latents), M, f))
     for name, got in (("action", out.action), ("draw", out.draws)):
         stream = model._action_stream(context, noisy) if name == "action" else model._draw_stream(context, noisy)
-        h = model.action_norm.norm(tokens[name], to_tokens(stream, stream.condition))
+        h = model.action_norm.norm(tokens[name].reshape(stream.x.shape), stream.condition)
         expected = model.action_out(h, batch["embodiment"])
         np.testing.assert_allclose(np.asarray(got).ravel(), np.asarray(expected).ravel(), atol=2e-5)
 
@@ -282,8 +283,8 @@ def test_layers_scanned_equal_unrolled_and_rematerialised(topology):
 
 
 def test_the_chosen_attention_backend_runs():
-    q = jnp.ones((1, 10, 2, 8))
-    keys = [Keys(jnp.ones((1, 7, 2, 8)), jnp.ones((1, 7, 2, 8)))]
+    q = jnp.ones((1, 2, 5, 2, 8))
+    keys = [Keys(jnp.ones((1, 1, 7, 2, 8)), jnp.ones((1, 1, 7, 2, 8)))]
     text = {
         name: str(jax.make_jaxpr(lambda q, n=name: attend(q, keys, backend=n, chunk=4))(q))
         for name in ("xla", "chunked")

@@ -20,6 +20,24 @@ from wam.models.joint_dit import JointDiT
 from wam.models.streams import Noisy, observe
 
 
+class Target(NamedTuple):
+    """What one loss term compares the network with: the value, and a mask that broadcasts to it."""
+
+    value: Array
+    mask: Array
+
+    def counts(self) -> Array:
+        """[B] f32: active elements of each sample."""
+        full = jnp.broadcast_to(self.mask, self.value.shape).astype(jnp.float32)
+        return full.sum(tuple(range(1, full.ndim)))
+
+    def squared_error(self, output: Array) -> Array:
+        """[B]: sums over the active elements of each sample."""
+        # where, not a product: a non-finite value in a masked place must not reach the sum.
+        error = jnp.where(jnp.broadcast_to(self.mask, output.shape), (output - self.value) ** 2, 0.0)
+        return error.sum(tuple(range(1, error.ndim)))
+
+
 class Term(NamedTuple):
     """One loss term before the division: per-sample sums over its active elements, both [B]."""
 
@@ -28,14 +46,6 @@ class Term(NamedTuple):
 
     def mean(self) -> Array:
         return self.error.sum() / jnp.maximum(1.0, self.count.sum())
-
-
-def term(error: Array, mask: Array) -> Term:
-    """Sums `error` where `mask` (broadcastable to it) is set, per sample (leading axis)."""
-    mask = jnp.broadcast_to(mask, error.shape).astype(jnp.float32)
-    axes = tuple(range(1, error.ndim))
-    # where, not a product: a non-finite value in a masked place must not reach the sum.
-    return Term(jnp.where(mask > 0, error, 0.0).sum(axes), mask.sum(axes))
 
 
 def future_latents(latents: Array, model: ModelConfig) -> Array:
@@ -71,37 +81,47 @@ def noisy_inputs(batch: Batch, latents: Array, draws: Draws, model: ModelConfig,
     )
 
 
+def targets(batch: Batch, latents: Array, draws: Draws, model: ModelConfig, *,
+            with_video: bool = True) -> dict[str, Target]:  # fmt: skip
+    """What every term is compared with, and where: `video`, `action`, `policy` (further draws) and `inverse`."""
+    future, frames = future_latents(latents, model), frame_masks(batch, model)
+    views = batch["view_mask"][:, jnp.array(model.target_views)]
+    video_on, action_on, imitates = loss_flags(draws.mode)
+    copied = batch["action_mask"] & batch["imitate"][:, :, None, None]
+    action_mask = jnp.where(imitates[:, None, None, None], copied, batch["action_mask"])
+    action_mask = action_mask & action_on[:, None, None, None]
+    out = {"action": Target(flow.target(batch["action"], draws.noise_action, "velocity"), action_mask)}
+    if with_video:
+        mask = frames[..., None] & views[:, None, None] & video_on[:, None, None, None]
+        out["video"] = Target(flow.target(future, draws.noise_video, model.video_prediction), mask[..., None, None])
+    if draws.policy_sigma.shape[-1]:
+        value = flow.target(batch["action"][:, :, None], draws.policy_noise, "velocity")
+        out["policy"] = Target(value, copied[:, :, None])
+    if model.inverse_width and with_video:
+        seen = frames.any(-1) & views.any(-1, keepdims=True)
+        out["inverse"] = Target(batch["action"], batch["action_mask"] & seen[..., None, None])
+    return out
+
+
+def denominators(counts: dict[str, Array]) -> dict[str, Array]:
+    """Active elements of every term over the whole global batch, at least 1, from those of its samples [B]."""
+    return {name: jnp.maximum(1.0, count.sum()) for name, count in counts.items()}
+
+
 def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws, *,
                with_video: bool = True) -> dict[str, Term]:  # fmt: skip
-    """All loss terms of a batch: `video`, `action`, `policy` (further draws) and `inverse` (the path's own head)."""
+    """The terms of `targets` for the network's outputs."""
     cfg = model.config
     noisy = noisy_inputs(batch, latents, draws, cfg, with_video)
     observation = observe(batch, latents, cfg.chunks, cfg.frames_per_chunk, drop_text=draws.drop_text,
                           drop_state=draws.drop_state, drop_history=draws.drop_history)  # fmt: skip
     context = model.context(observation)
     out = model.denoise(context, noisy)
-    assert out.action is not None  # it was given
-    future, mask = future_latents(latents, cfg), noisy.frame_mask
-    target_mask = batch["view_mask"][:, jnp.array(cfg.target_views)]
-    video_on, action_on, imitates = loss_flags(draws.mode)
-    video_mask = mask[..., None] & target_mask[:, None, None] & video_on[:, None, None, None]
-    copied = batch["action_mask"] & batch["imitate"][:, :, None, None]
-    action_mask = jnp.where(imitates[:, None, None, None], copied, batch["action_mask"])
-    action_mask = action_mask & action_on[:, None, None, None]
-
-    action_target = flow.target(batch["action"], draws.noise_action, "velocity")
-    terms = {"action": term((out.action - action_target) ** 2, action_mask)}
-    if out.video is not None:
-        video_target = flow.target(future, draws.noise_video, cfg.video_prediction)
-        terms["video"] = term((out.video - video_target) ** 2, video_mask[..., None, None])
-    if out.draws is not None:
-        policy_target = flow.target(batch["action"][:, :, None], draws.policy_noise, "velocity")
-        terms["policy"] = term((out.draws - policy_target) ** 2, copied[:, :, None])
-    if model.inverse_path is not None and out.video is not None:
-        estimate = model.direct_inverse(context, future, mask)
-        seen = mask.any(-1) & target_mask.any(-1, keepdims=True)
-        terms["inverse"] = term((estimate - batch["action"]) ** 2, batch["action_mask"] & seen[..., None, None])
-    return terms
+    outputs: dict[str, Any] = {"action": out.action, "video": out.video, "policy": out.draws}
+    of = targets(batch, latents, draws, cfg, with_video=with_video)
+    if "inverse" in of:
+        outputs["inverse"] = model.direct_inverse(context, future_latents(latents, cfg), noisy.frame_mask)
+    return {name: Term(target.squared_error(outputs[name]), target.counts()) for name, target in of.items()}
 
 
 def weights(objective: ObjectiveConfig) -> dict[str, float]:
@@ -113,9 +133,10 @@ def weights(objective: ObjectiveConfig) -> dict[str, float]:
     }
 
 
-def total_loss(terms: dict[str, Term], objective: ObjectiveConfig) -> Array:
+def total_loss(terms: dict[str, Term], of: dict[str, Array], objective: ObjectiveConfig) -> Array:
+    """Weighted errors over the `denominators` of the whole batch; `terms` may be those of a part of it."""
     weight = weights(objective)
-    return sum((weight[name] * t.mean() for name, t in terms.items()), jnp.float32(0.0))
+    return sum((weight[name] * t.error.sum() / of[name] for name, t in terms.items()), jnp.float32(0.0))
 
 
 def breakdown(terms: dict[str, Term], batch: Batch, draws: Draws, bins: int, sources: int) -> dict[str, Any]:

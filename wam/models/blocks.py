@@ -13,17 +13,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from wam.models.attention import Keys, apply_rope, attend
+from wam.models.attention import Keys, attend
 from wam.models.layers import LayerNorm, Linear, RMSNorm, layer_norm, modulate
+from wam.models.placement import place_tokens
+from wam.models.rotary import apply_rope
 
 
 class QKV(NamedTuple):
-    q: Array  # [B, L, N, H], rotated
-    k: Array  # [B, L, N, H], rotated
-    v: Array  # [B, L, N, H]
+    q: Array  # [B, G, n, N, H], rotated
+    k: Array  # [B, G, n, N, H], rotated
+    v: Array  # [B, G, n, N, H]
 
 
 class ExpertBlock(nnx.Module):
+    """Tokens are [B, G, n, D]: G groups of n tokens; modulation is [B, G, 1, ...] where a group has one sigma."""
+
     def __init__(self, width: int, mlp: int, heads: int, head_dim: int, *, rngs: nnx.Rngs, text: bool = True,
                  dtype=jnp.float32):  # fmt: skip
         inner = heads * head_dim
@@ -59,28 +63,35 @@ class ExpertBlock(nnx.Module):
         mod = condition_6D + self.table[...]
         return tuple(mod[..., i, :] for i in range(6))
 
-    def qkv(self, x_BLD: Array, shift: Array, scale: Array, angles_BLh: Array) -> QKV:
-        h = modulate(layer_norm(x_BLD), shift.astype(x_BLD.dtype), scale.astype(x_BLD.dtype))
-        q = apply_rope(self._split(self.q_norm(self.q(h))), angles_BLh)
-        k = apply_rope(self._split(self.k_norm(self.k(h))), angles_BLh)
+    def qkv(self, x_BGnD: Array, shift: Array, scale: Array, angles_BGnh: Array) -> QKV:
+        h = modulate(layer_norm(x_BGnD), shift.astype(x_BGnD.dtype), scale.astype(x_BGnD.dtype))
+        q = apply_rope(self._split(self.q_norm(self.q(h))), angles_BGnh)
+        k = apply_rope(self._split(self.k_norm(self.k(h))), angles_BGnh)
         return QKV(q, k, self._split(self.v(h)))
 
     def text_keys(self, text_BLD: Array, mask_BL: Array) -> Keys:
-        k = self._split(self.text_k_norm(self.text_k(text_BLD)))
-        return Keys(k, self._split(self.text_v(text_BLD)), mask_BL)
+        """The instruction's tokens as one group."""
+        text_BGnD = text_BLD[:, None]
+        k = self._split(self.text_k_norm(self.text_k(text_BGnD)))
+        return Keys(k, self._split(self.text_v(text_BGnD)), mask_BL[:, None])
 
-    def finish(self, x_BLD: Array, attended_BLNH: Array, mod: tuple[Array, ...], text: Keys | None,
-               backend: str) -> Array:  # fmt: skip
+    def finish(self, x_BGnD: Array, attended_BGnNH: Array, mod: tuple[Array, ...], text: Keys | None, backend: str, *,
+               patches: bool) -> Array:  # fmt: skip
         """Everything after the joint attention: output projection, cross-attention to a text if there is one, MLP."""
-        _, _, gate_attention, shift, scale, gate_mlp = (m.astype(x_BLD.dtype) for m in mod)
-        merged = attended_BLNH.reshape(*attended_BLNH.shape[:2], -1)
-        x_BLD = x_BLD + gate_attention * self.out(merged)
+        _, _, gate_attention, shift, scale, gate_mlp = (m.astype(x_BGnD.dtype) for m in mod)
+        x_BGnD = x_BGnD + gate_attention * self.out(_merge(attended_BGnNH))
         if text is not None:
-            q = self._split(self.text_q_norm(self.text_q(self.text_norm(x_BLD))))
-            attended = attend(q, [text], backend="xla" if backend == "chunked" else backend)
-            x_BLD = x_BLD + self.text_out(attended.reshape(*attended.shape[:2], -1))
-        h = modulate(layer_norm(x_BLD), shift, scale)
-        return x_BLD + gate_mlp * self.down(jax.nn.gelu(self.up(h), approximate=True))
+            q = self._split(self.text_q_norm(self.text_q(self.text_norm(x_BGnD))))
+            attended = attend(q, [text], backend="xla" if backend == "chunked" else backend, patches=patches)
+            x_BGnD = x_BGnD + self.text_out(_merge(attended))
+        h = modulate(layer_norm(x_BGnD), shift, scale)
+        x_BGnD = x_BGnD + gate_mlp * self.down(jax.nn.gelu(self.up(h), approximate=True))
+        return place_tokens(x_BGnD, patches=patches)
+
+
+def _merge(x_NH: Array) -> Array:
+    """Heads side by side: [..., N, H] -> [..., N H]."""
+    return x_NH.reshape(*x_NH.shape[:-2], -1)
 
 
 class OutputHead(nnx.Module):
@@ -91,11 +102,11 @@ class OutputHead(nnx.Module):
         self.table = nnx.Param(init(rngs.params(), (2, width), jnp.float32))
         self.linear = Linear(width, d_out, rngs=rngs, axes=("embed", None), zero=True) if d_out else None
 
-    def norm(self, x_BLD: Array, condition: Array) -> Array:
-        """Modulated norm; `condition` broadcasts against x [B, L, D]."""
+    def norm(self, x_BGnD: Array, condition: Array) -> Array:
+        """Modulated norm; `condition` broadcasts against x [B, G, n, D]."""
         shift, scale = condition + self.table[...][0], condition + self.table[...][1]
-        return modulate(layer_norm(x_BLD.astype(jnp.float32)), shift, scale)
+        return modulate(layer_norm(x_BGnD.astype(jnp.float32)), shift, scale)
 
-    def __call__(self, x_BLD: Array, condition: Array) -> Array:
+    def __call__(self, x_BGnD: Array, condition: Array) -> Array:
         assert self.linear is not None, "a head with d_out = 0 only normalises"
-        return self.linear(self.norm(x_BLD, condition))
+        return self.linear(self.norm(x_BGnD, condition))

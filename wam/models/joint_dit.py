@@ -6,11 +6,12 @@ by one attention per layer. A forward pass has two parts, in training and in inf
 1. `context`: the observed frames and the state, which never see a noisy token. Computed once per observation.
 2. `denoise`: noisy video, noisy actions and further noise draws of the actions, given the context's keys and values.
 
-Every token has its own noise level, by sigma groups: a latent frame, the frozen prefix of an action chunk, the rest of
-it, the context. Modes differ in sigmas and visibility bits alone.
+Tokens are [B, G, n, D]: groups of n tokens, a latent frame of one view or an action chunk. A group has one noise level,
+but for the frozen prefix of a chunk; modes differ in sigmas and visibility bits alone. The patches of a frame keep an
+axis of their own because a mesh may split it.
 
-Letters: B batch, M chunks, V views, v target views, f latent frames per chunk, P patches, C channels, L tokens,
-D width, N heads, H head dim, K action horizon, A action dim, S state dim, R draws.
+Letters: B batch, M chunks, V views, v target views, f latent frames per chunk, P patches, C channels, G groups,
+n tokens of a group, D width, N heads, H head dim, K action horizon, A action dim, S state dim, R draws.
 """
 
 from __future__ import annotations
@@ -21,17 +22,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
 from wam.config import ModelConfig
-from wam.models.attention import Keys, attend, rope_angles
+from wam.models.attention import Keys, attend
 from wam.models.blocks import ExpertBlock, OutputHead
 from wam.models.dynamics_paths import Constant, Embodiments, ForwardPath, InversePath, accumulate
 from wam.models.layers import EmbodimentBank, Linear, SigmaEmbedder
-from wam.models.streams import Context, Noisy, Observation, Outputs, Stream, to_tokens
+from wam.models.placement import gathered, place_tokens
+from wam.models.rotary import frame_positions, rope_angles, step_positions
+from wam.models.streams import Context, Noisy, Observation, Outputs, Stream, side_by_side
 from wam.models.visibility import TABLE
+
+LANES = {"video": ("video",), "action": ("action", "draw")}
+"""Streams whose tokens are of one kind; a lane belongs to the expert of its first stream."""
 
 
 class JointDiT(nnx.Module):
@@ -97,9 +103,8 @@ class JointDiT(nnx.Module):
             return body(nnx.merge(graph, state), carry, extra_layer)
 
         if self.config.remat != "none":
-            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            policy = {"full": None, "dots": dots}[self.config.remat]
-            layer = jax.checkpoint(layer, prevent_cse=not self.config.scan_layers, policy=policy)
+            policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+            layer = jax.checkpoint(layer, prevent_cse=not self.config.scan_layers, policy=policies[self.config.remat])
         if self.config.scan_layers:
             return jax.lax.scan(layer, carry, (stacked, extra))
         outs = []
@@ -108,49 +113,45 @@ class JointDiT(nnx.Module):
             outs.append(out)
         return carry, jax.tree.map(lambda *layers: jnp.stack(layers), *outs)
 
-    def _attend(self, q: Array, blocks: list[Keys], diagonal: int = 1) -> Array:
+    def _attend(self, q: Array, blocks: list[Keys], *, patches: bool, diagonal: int = 1) -> Array:
         cfg = self.config
-        return attend(q, blocks, backend=cfg.attention, chunk=cfg.attention_chunk, diagonal=diagonal)
+        return attend(q, blocks, backend=cfg.attention, chunk=cfg.attention_chunk, diagonal=diagonal, patches=patches)
 
-    def _time(self, seconds: Array) -> Array:
-        return seconds * self.config.latent_rate
+    def _frame_angles(self, seconds_BG: Array) -> Array:
+        cfg = self.config
+        return rope_angles(frame_positions(seconds_BG * cfg.latent_rate, cfg.grid), cfg.head_dim)
 
-    def _positions(self, time_BL: Array, grid: bool) -> Array:
-        """RoPE positions [B, L, 3] or, with `grid`, [B, L * P, 3] for whole frames of patches."""
-        rows, columns = self.config.grid
-        if not grid:
-            return jnp.stack([time_BL, jnp.zeros_like(time_BL), jnp.zeros_like(time_BL)], -1)
-        row, column = (x.ravel() for x in jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"))
-        time = jnp.repeat(time_BL, rows * columns, axis=1)
-        tile = lambda x: jnp.broadcast_to(jnp.tile(x, time_BL.shape[1]).astype(jnp.float32), time.shape)  # noqa: E731
-        return jnp.stack([time, tile(row), tile(column)], -1)
+    def _step_angles(self, seconds_BGn: Array) -> Array:
+        return rope_angles(step_positions(seconds_BGn * self.config.latent_rate), self.config.head_dim)
 
     def _latent_time(self, video_time_BT: Array) -> Array:
         """[B, F] seconds of each latent frame: the first alone, then the last frame of each group of r."""
         return video_time_BT[:, :: self.config.frames_per_latent]
+
+    def _view(self, camera_BV: Array, dtype) -> Array:
+        """[B, V, P, D]: which camera, and where in its image."""
+        onehot = jax.nn.one_hot(camera_BV, self.config.cameras, dtype=dtype)
+        return jnp.einsum("BVc,cPD->BVPD", onehot, self.view_embedding[...].astype(dtype))
 
     # ----------------------------------------------------------------- context
 
     def context(self, obs: Observation) -> Context:
         """Keys and values of the observed frames, the state and the text. See `Context`."""
         cfg = self.config
-        B, V, F, P, _ = obs.latents.shape
+        B, V, F, *_ = obs.latents.shape
         f, first = cfg.frames_per_chunk, jnp.arange(F) == 0
         gain = jnp.where(first[:, None], self.context_gain[...][0], self.context_gain[...][1])
         x = self.history_in(obs.latents * gain[:, None])
-        camera = jax.nn.one_hot(obs.camera, cfg.cameras, dtype=x.dtype)
-        view = jnp.einsum("BVc,cPD->BVPD", camera, self.view_embedding[...].astype(x.dtype))
         dropped = obs.drop_history[:, None, None, None, None]
-        x = jnp.where(dropped, self.null_history[...].astype(x.dtype), x) + view[:, :, None]
-        history = rearrange(x, "B V F P D -> B (F V P) D")
-        time = jnp.repeat(self._time(self._latent_time(obs.video_time)[:, :F]), V, axis=1)
-        history_angles = rope_angles(self._positions(time, grid=True), cfg.head_dim)
-        view_mask = repeat(obs.view_mask, "B V -> B (F V P)", F=F, P=P)
+        x = jnp.where(dropped, self.null_history[...].astype(x.dtype), x) + self._view(obs.camera, x.dtype)[:, :, None]
+        history = place_tokens(rearrange(x, "B V F P D -> B (F V) P D"), patches=True)
+        history_angles = self._frame_angles(jnp.repeat(self._latent_time(obs.video_time)[:, :F], V, axis=1))
+        view_mask = jnp.tile(obs.view_mask, (1, F))[..., None]
 
-        has_state = obs.state_mask.any(-1)
+        has_state = obs.state_mask.any(-1)[..., None]
         state = self.state_in(obs.state * obs.state_mask, obs.embodiment)
-        state = jnp.where(obs.drop_state[:, None, None], self.null_state[...].astype(state.dtype), state)
-        state_angles = rope_angles(self._positions(self._time(obs.action_time[:, :, 0]), grid=False), cfg.head_dim)
+        state = jnp.where(obs.drop_state[:, None, None], self.null_state[...].astype(state.dtype), state)[:, :, None]
+        state_angles = self._step_angles(obs.action_time[:, :, :1])
 
         text = jnp.where(obs.drop_text[:, None, None], self.null_text[...], obs.text)
         only_first = jnp.arange(text.shape[1]) == 0
@@ -162,43 +163,42 @@ class JointDiT(nnx.Module):
 
         share = text_mask / text_mask.sum(-1, keepdims=True)
         pooled = jnp.einsum("BL,BLD->BD", share, text)
-        instruction = {name: linear(pooled)[:, None] for name, linear in self.text_condition.items()}
-        clean = jnp.zeros((B, 1))
+        instruction = {name: linear(pooled)[:, None, None] for name, linear in self.text_condition.items()}
+        clean = jnp.zeros((B, 1, 1))
         conditions = {n: e.modulation(e.condition(clean) + instruction[n]) for n, e in self.sigma.items()}
         video, action = self.expert_of["history"], self.expert_of["state"]
-        ends = [V * P * (1 + i * f) for i in range(1 + (F - 1) // f)]  # tokens up to and including chunk i
+        ends = [V * (1 + i * f) for i in range(1 + (F - 1) // f)]  # groups up to and including chunk i
 
         def body(blocks, carry, _):
             history, state = carry
             texts = {n: blocks[n].text_keys(x, text_mask) for n, x in text_in.items()}
             mod = blocks[video].modulation(conditions[video])
             q, k, v = blocks[video].qkv(history, mod[0], mod[1], history_angles)
+            seen = Keys(gathered(k), gathered(v), view_mask)
             out, start = [], 0
             for end in ends:
-                out.append(self._attend(q[:, start:end], [Keys(k[:, :end], v[:, :end], view_mask[:, :end])]))
+                out.append(self._attend(q[:, start:end], [_groups(seen, 0, end)], patches=True))
                 start = end
-            history = blocks[video].finish(history, jnp.concatenate(out, 1), mod, texts.get(video), cfg.attention)
+            attended = jnp.concatenate(out, 1)
+            history = blocks[video].finish(history, attended, mod, texts.get(video), cfg.attention, patches=True)
             mod = blocks[action].modulation(conditions[action])
-            state_qkv = blocks[action].qkv(state, mod[0], mod[1], state_angles)
+            own = blocks[action].qkv(state, mod[0], mod[1], state_angles)
             # A state token sees itself alone: the softmax over one key is the value.
-            state = blocks[action].finish(state, state_qkv.v, mod, texts.get(action), cfg.attention)
-            kept = (k, v, state_qkv.k, state_qkv.v, {n: (t.k, t.v) for n, t in texts.items()})
-            return (history, state), kept
+            state = blocks[action].finish(state, own.v, mod, texts.get(action), cfg.attention, patches=False)
+            return (history, state), (k, v, own.k, own.v, {n: (t.k, t.v) for n, t in texts.items()})
 
         _, (hk, hv, sk, sv, texts) = self._run(body, (history, state))
-        current = obs.latents[:, np.array(cfg.target_views)]
         last = np.array([i * f for i in range(1 + (F - 1) // f)])  # last latent frame of each clean chunk
-        current = rearrange(current[:, :, last], "B v M P C -> B M (v P) C")
-        text_keys = {n: Keys(k, v, text_mask) for n, (k, v) in texts.items()}
+        current = rearrange(obs.latents[:, np.array(cfg.target_views)][:, :, last], "B v M P C -> B M v P C")
+        text_keys = {n: Keys(k, v, text_mask[:, None]) for n, (k, v) in texts.items()}
         return Context(Keys(hk, hv, view_mask), Keys(sk, sv, has_state), text_keys, instruction, current, obs)
 
     # ----------------------------------------------------------------- denoise
 
     def denoise(self, context: Context, noisy: Noisy) -> Outputs:
         """Network outputs for all noisy streams that are present."""
-        cfg, obs = self.config, context.observation
-        M = noisy.sigma_action.shape[1]
-        P, f, v = cfg.patches, cfg.frames_per_chunk, len(cfg.target_views)
+        cfg, V = self.config, context.observation.latents.shape[1]
+        M, f, v = noisy.sigma_action.shape[1], cfg.frames_per_chunk, len(cfg.target_views)
         streams: dict[str, Stream] = {}
         if noisy.video is not None:
             streams["video"] = self._video_stream(context, noisy)
@@ -208,89 +208,85 @@ class JointDiT(nnx.Module):
             streams["draw"] = self._draw_stream(context, noisy)
         bits = {"video_sees_action": noisy.video_sees_action, "action_sees_video": noisy.action_sees_video}
         per_chunk = {name: stream.x.shape[1] // M for name, stream in streams.items()}
-        V = obs.latents.shape[1]
         draws = 1 if noisy.draws is None else noisy.draws.shape[2]
 
-        # Streams of one expert share its projections and MLP: their tokens stand side by side.
-        experts: dict[str, list[str]] = {}
-        for name in streams:
-            experts.setdefault(self.expert_of[name], []).append(name)
-        joined = {e: jnp.concatenate([streams[n].x for n in names], 1) for e, names in experts.items()}
-        angles = {e: jnp.concatenate([streams[n].angles for n in names], 1) for e, names in experts.items()}
+        # Streams with tokens of one kind go through their expert side by side: one product instead of two.
+        lanes = {lane: [n for n in names if n in streams] for lane, names in LANES.items()}
+        lanes = {lane: names for lane, names in lanes.items() if names}
+        lane_of = {name: lane for lane, names in lanes.items() for name in names}
+        start_of = {
+            name: sum(per_chunk[other] * M for other in names[: names.index(name)])
+            for names in lanes.values()
+            for name in names
+        }
+        joined = {lane: side_by_side([streams[n] for n in names]) for lane, names in lanes.items()}
 
-        history_mask, state_mask = context.history.mask, context.state.mask
-        assert history_mask is not None  # `context` gives both
-        assert state_mask is not None
-
-        def part(tokens: dict[str, Array], name: str, chunk: int) -> Array:
-            """The tokens of one chunk of one stream, out of its expert's."""
-            expert = self.expert_of[name]
-            before = experts[expert][: experts[expert].index(name)]
-            n = per_chunk[name]
-            start = sum(streams[other].x.shape[1] for other in before) + chunk * n
-            return tokens[expert][:, start : start + n]
+        def part(tokens: dict[str, Any], name: str, chunk: int) -> Any:
+            """The groups of one chunk of one stream, out of its lane's."""
+            start = start_of[name] + chunk * per_chunk[name]
+            return _groups(tokens[lane_of[name]], start, start + per_chunk[name])
 
         def body(blocks, xs, layer_keys):
             (hk, hv, sk, sv), texts = layer_keys
-            q, k, v, mods = {}, {}, {}, {}
-            for expert, names in experts.items():
-                block = blocks[expert]
-                each = [[to_tokens(streams[n], m) for m in block.modulation(streams[n].modulation)] for n in names]
-                mods[expert] = tuple(jnp.concatenate(m, axis=1) for m in zip(*each, strict=True))
-                q[expert], k[expert], v[expert] = block.qkv(xs[expert], *mods[expert][:2], angles[expert])
+            history = Keys(gathered(hk), gathered(hv), context.history.mask)
+            state = Keys(sk, sv, context.state.mask)
+            q, keys, mods = {}, {}, {}
+            for lane, stream in joined.items():
+                block = blocks[self.expert_of[lane]]
+                mods[lane] = block.modulation(stream.modulation)
+                q[lane], k, v = block.qkv(xs[lane], *mods[lane][:2], stream.angles)
+                keys[lane] = Keys(gathered(k), gathered(v))
 
             def visible(query: str, chunk: int) -> list[Keys]:
                 """Keys of one query block, by the table; absent streams are left out."""
                 seen_blocks = []
                 for seen in TABLE[query]:
                     if seen.stream == "history":
-                        end = V * P * (1 + chunk * f)
-                        seen_blocks.append(Keys(hk[:, :end], hv[:, :end], history_mask[:, :end]))
+                        seen_blocks.append(_groups(history, 0, V * (1 + chunk * f)))
                     elif seen.stream == "state":
-                        one = slice(chunk, chunk + 1)
-                        seen_blocks.append(Keys(sk[:, one], sv[:, one], state_mask[:, one]))
+                        seen_blocks.append(_groups(state, chunk, chunk + 1))
                     elif seen.stream in streams:
-                        keys = part(k, seen.stream, chunk)
-                        mask = None
+                        block = part(keys, seen.stream, chunk)
                         if seen.gate is not None:
-                            mask = jnp.broadcast_to(bits[seen.gate][:, None] > 0, keys.shape[:2])
-                        seen_blocks.append(Keys(keys, part(v, seen.stream, chunk), mask))
+                            block = block._replace(mask=bits[seen.gate][:, None, None] > 0)
+                        seen_blocks.append(block)
                 return seen_blocks
 
             new = {}
-            for expert, names in experts.items():
+            for lane, names in lanes.items():
+                expert, patches = self.expert_of[lane], lane == "video"
                 attended = [
-                    self._attend(part(q, name, chunk), visible(name, chunk), diagonal=draws if name == "draw" else 1)
+                    self._attend(part(q, name, chunk), visible(name, chunk), patches=patches,
+                                 diagonal=draws if name == "draw" else 1)
                     for name in names
                     for chunk in range(M)
-                ]
+                ]  # fmt: skip
                 text = None
                 if expert in texts:
                     text_k, text_v = texts[expert]
                     text = Keys(text_k, text_v, context.text[expert].mask)
                 out = jnp.concatenate(attended, axis=1)
-                new[expert] = blocks[expert].finish(xs[expert], out, mods[expert], text, cfg.attention)
+                new[lane] = blocks[expert].finish(xs[lane], out, mods[lane], text, cfg.attention, patches=patches)
             return new, None
 
         layer_keys = (
             (context.history.k, context.history.v, context.state.k, context.state.v),
             {n: (t.k, t.v) for n, t in context.text.items()},
         )
-        xs, _ = self._run(body, joined, layer_keys)
+        xs, _ = self._run(body, {lane: stream.x for lane, stream in joined.items()}, layer_keys)
 
         def tokens(name: str) -> Array:
             return jnp.concatenate([part(xs, name, chunk) for chunk in range(M)], axis=1)
 
         video = action = policy = None
         if "video" in streams:
-            out = self.video_head(tokens("video"), to_tokens(streams["video"], streams["video"].condition))
-            video = rearrange(out, "B (M f v P) C -> B M f v P C", M=M, f=f, v=v)
+            out = self.video_head(tokens("video"), streams["video"].condition)
+            video = rearrange(out, "B (M f v) P C -> B M f v P C", M=M, f=f, v=v)
         if "action" in streams:
-            pattern = "B (M Ka) (k A) -> B M (Ka k) A"
-            action = self._decode_actions(tokens("action"), streams["action"], obs.embodiment, pattern, M=M)
+            action = self._decode_actions(tokens("action"), context, streams["action"])
         if "draw" in streams:
-            pattern = "B (M R Ka) (k A) -> B M R (Ka k) A"
-            policy = self._decode_actions(tokens("draw"), streams["draw"], obs.embodiment, pattern, M=M, R=draws)
+            policy = self._decode_actions(tokens("draw"), context, streams["draw"])
+            policy = rearrange(policy, "B (M R) K A -> B M R K A", M=M, R=draws)
         return Outputs(video, action, policy)
 
     # ----------------------------------------------------------------- streams
@@ -298,24 +294,24 @@ class JointDiT(nnx.Module):
     def _video_stream(self, context: Context, noisy: Noisy) -> Stream:
         assert noisy.video is not None
         cfg, obs = self.config, context.observation
-        M, f = noisy.sigma_video.shape[1:]
-        x = rearrange(noisy.video, "B M f v P C -> B M f (v P) C")
-        seen = context.current * ~obs.drop_history[:, None, None, None]
-        x = self.video_in(jnp.concatenate([x, jnp.broadcast_to(seen[:, :, None], x.shape)], -1))
-        camera = jax.nn.one_hot(obs.camera[:, np.array(cfg.target_views)], cfg.cameras, dtype=x.dtype)
-        view = jnp.einsum("Bvc,cPD->BvPD", camera, self.view_embedding[...].astype(x.dtype))
-        x = x + rearrange(view, "B v P D -> B 1 1 (v P) D") + self.frame_embedding[...].astype(x.dtype)
+        v = len(cfg.target_views)
+        seen = context.current * ~obs.drop_history[:, None, None, None, None]
+        both = [noisy.video, jnp.broadcast_to(seen[:, :, None], noisy.video.shape)]
+        x = self.video_in(jnp.concatenate(both, -1))  # [B, M, f, v, P, D]
+        view = self._view(obs.camera[:, np.array(cfg.target_views)], x.dtype)
+        x = x + view[:, None, None] + self.frame_embedding[...].astype(x.dtype)[:, None]
         embedder = self.sigma[self.expert_of["video"]]
-        instruction = context.instruction[self.expert_of["video"]]
-        condition = embedder.condition(noisy.sigma_video) + instruction[:, None]
+        condition = embedder.condition(noisy.sigma_video) + context.instruction[self.expert_of["video"]]
         if self.forward_path is not None and noisy.action is not None:
             tokens, shift = self.forward_path(self._lead_code(obs, noisy))
-            x, condition = x + tokens.astype(x.dtype), condition + shift
-        time = jnp.repeat(self._time(self._latent_time(obs.video_time)[:, 1:]), len(cfg.target_views), axis=1)
-        angles = rope_angles(self._positions(time, grid=True), cfg.head_dim)
-        condition = rearrange(condition, "B M f D -> B (M f) D")
-        x = rearrange(x, "B M f p D -> B (M f p) D")
-        return Stream(x, condition, embedder.modulation(condition), x.shape[1] // (M * f), angles)
+            x = x + rearrange(tokens, "B M f (v P) D -> B M f v P D", v=v).astype(x.dtype)
+            condition = condition + shift
+        x = place_tokens(rearrange(x, "B M f v P D -> B (M f v) P D"), patches=True)
+        condition = rearrange(condition, "B M f D -> B (M f) 1 D")
+        modulation = embedder.modulation(condition)
+        condition, modulation = (jnp.repeat(c, v, axis=1) for c in (condition, modulation))
+        angles = self._frame_angles(jnp.repeat(self._latent_time(obs.video_time)[:, 1:], v, axis=1))
+        return Stream(x, condition, modulation, angles)
 
     def _lead_code(self, obs: Observation, noisy: Noisy) -> Array:
         assert self.forward_path is not None
@@ -331,30 +327,23 @@ class JointDiT(nnx.Module):
 
     def _action_stream(self, context: Context, noisy: Noisy) -> Stream:
         assert noisy.action is not None
-        cfg, obs = self.config, context.observation
-        M, Ka = noisy.sigma_action.shape[1], cfg.action_tokens
-        x = self._encode_actions(noisy.action * noisy.action_mask, obs.embodiment)
+        x = self._encode_actions(noisy.action * noisy.action_mask, context.observation.embodiment)
         if self.inverse_path is not None and noisy.video is not None:
             read = self.inverse_path.frozen()
             estimate = self.direct_inverse(context, noisy.video, noisy.frame_mask, read) * noisy.action_mask
             gate = noisy.action_sees_video[:, None] * (1 - noisy.sigma_video.max(-1))
             x = x + self.inverse_path(estimate, gate).astype(x.dtype)
-        sigma = noisy.sigma_action
-        group: Array | int = Ka
+        given = None
         if noisy.prefix is not None:
-            # Two groups a chunk: the given prefix at sigma 0, then the rest.
-            sigma = jnp.concatenate([jnp.zeros_like(sigma), sigma], axis=1)
-            group = (jnp.arange(Ka) >= noisy.prefix[..., None]).astype(jnp.int32).reshape(-1, M * Ka)
-        return self._action_tokens(rearrange(x, "B M Ka D -> B (M Ka) D"), sigma, group, context, repeats=1)
+            given = (jnp.arange(x.shape[2]) < noisy.prefix[..., None])[..., None]  # [B, M, Ka, 1]
+        return self._action_tokens(x, noisy.sigma_action, context, given)
 
     def _draw_stream(self, context: Context, noisy: Noisy) -> Stream:
         assert noisy.draws is not None
         assert noisy.sigma_draws is not None
-        obs, R = context.observation, noisy.draws.shape[2]
-        x = self._encode_actions(noisy.draws * noisy.action_mask[:, :, None], obs.embodiment)
+        x = self._encode_actions(noisy.draws * noisy.action_mask[:, :, None], context.observation.embodiment)
         sigma = rearrange(noisy.sigma_draws, "B M R -> B (M R)")
-        x = rearrange(x, "B M R Ka D -> B (M R Ka) D")
-        return self._action_tokens(x, sigma, self.config.action_tokens, context, repeats=R)
+        return self._action_tokens(rearrange(x, "B M R Ka D -> B (M R) Ka D"), sigma, context)
 
     def _encode_actions(self, action: Array, embodiment: Array) -> Array:
         """[B, ..., K, A] -> [B, ..., Ka, D]."""
@@ -362,19 +351,24 @@ class JointDiT(nnx.Module):
         x = self.action_in(tokens, embodiment)
         return x + self.action_embedding[...][0].astype(x.dtype)
 
-    def _action_tokens(self, x: Array, sigma: Array, group: Array | int, context: Context, repeats: int) -> Stream:
+    def _action_tokens(self, x: Array, sigma_BG: Array, context: Context, given: Array | None = None) -> Stream:
+        """Tokens [B, G, Ka, D] of G action chunks; those that are `given` [B, G, Ka, 1] have sigma 0."""
         expert, obs = self.expert_of["action"], context.observation
         embedder = self.sigma[expert]
-        condition = embedder.condition(sigma) + context.instruction[expert]
+        condition = embedder.condition(sigma_BG[..., None]) + context.instruction[expert]
+        modulation = embedder.modulation(condition)
+        if given is not None:
+            clean = embedder.condition(jnp.zeros_like(sigma_BG)[..., None]) + context.instruction[expert]
+            condition = jnp.where(given, clean, condition)
+            modulation = jnp.where(given[..., None], embedder.modulation(clean), modulation)
         time = rearrange(obs.action_time, "B M (Ka k) -> B M Ka k", k=self.config.steps_per_token).mean(-1)
-        time = repeat(time, "B M Ka -> B (M R Ka)", R=repeats)
-        angles = rope_angles(self._positions(self._time(time), grid=False), self.config.head_dim)
-        return Stream(x, condition, embedder.modulation(condition), group, angles)
+        angles = self._step_angles(jnp.repeat(time, x.shape[1] // time.shape[1], axis=1))
+        return Stream(place_tokens(x, patches=False), condition, modulation, angles)
 
-    def _decode_actions(self, x: Array, stream: Stream, embodiment: Array, pattern: str, **sizes) -> Array:
-        h = self.action_norm.norm(x, to_tokens(stream, stream.condition))
-        out = self.action_out(h, embodiment)
-        return rearrange(out, pattern, k=self.config.steps_per_token, **sizes)
+    def _decode_actions(self, x: Array, context: Context, stream: Stream) -> Array:
+        """[B, G, Ka, D] -> [B, G, K, A]."""
+        out = self.action_out(self.action_norm.norm(x, stream.condition), context.observation.embodiment)
+        return rearrange(out, "B G Ka (k A) -> B G (Ka k) A", k=self.config.steps_per_token)
 
     # ---------------------------------------------------------- inverse path
 
@@ -386,9 +380,14 @@ class JointDiT(nnx.Module):
         assert path is not None, "inverse_width is 0"
         obs = context.observation
         state = obs.state * obs.state_mask * ~obs.drop_state[:, None, None]
-        seen = context.current * ~obs.drop_history[:, None, None, None]
+        seen = context.current * ~obs.drop_history[:, None, None, None, None]
         future = rearrange(video, "B M f v P C -> B M f (v P) C")
-        return path.estimate(future, seen, frame_mask, state)
+        return path.estimate(future, rearrange(seen, "B M v P C -> B M (v P) C"), frame_mask, state)
+
+
+def _groups(tokens: Any, start: int, stop: int) -> Any:
+    """Groups [start, stop) of every array of a tree; the group axis is the second."""
+    return jax.tree.map(lambda x: x[:, start:stop], tokens)
 
 
 def create(config: ModelConfig, seed: int = 0) -> JointDiT:

@@ -48,11 +48,11 @@ class Noisy(NamedTuple):
 class Context(NamedTuple):
     """Keys and values of everything observed, per layer, and what the noisy streams read directly."""
 
-    history: Keys  # k, v [layers, B, L, N, H]; mask [B, L]
-    state: Keys  # k, v [layers, B, M, N, H]; mask [B, M]
-    text: dict[str, Keys]  # expert -> k, v [layers, B, Lt, N, H]; mask [B, Lt]; empty without text attention
-    instruction: dict[str, Array]  # expert -> [B, 1, D], joins the condition of every sigma group
-    current: Array  # [B, M, v P, C]: the last observed frame of each chunk, target views
+    history: Keys  # k, v [layers, B, F V, P, N, H]; mask [B, F V, 1]
+    state: Keys  # k, v [layers, B, M, 1, N, H]; mask [B, M, 1]
+    text: dict[str, Keys]  # expert -> k, v [layers, B, 1, Lt, N, H]; mask [B, 1, Lt]; empty without text attention
+    instruction: dict[str, Array]  # expert -> [B, 1, 1, D], joins the condition of every sigma group
+    current: Array  # [B, M, v, P, C]: the last observed frame of each chunk, target views
     observation: Observation
 
 
@@ -63,24 +63,28 @@ class Outputs(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """Noisy tokens on their way through the layers."""
+    """Noisy tokens on their way through the layers: G groups of n, each with one sigma (1 for n) or one a token (n).
 
-    x: Array  # [B, L, D]
-    condition: Array  # [B, G, D], one per sigma group
-    modulation: Array  # [B, G, 6, D]
-    group: Array | int  # tokens per group, or [B, L] index into two groups
-    angles: Array  # [B, L, H/2]
+    A group is a latent frame of one view (n patches), an action chunk or one of its draws (n action tokens).
+    """
+
+    x: Array  # [B, G, n, D]
+    condition: Array  # [B, G, 1 or n, D]
+    modulation: Array  # [B, G, 1 or n, 6, D]
+    angles: Array  # [B, G, n, H/2]
 
 
-def to_tokens(stream: Stream, groups: Array) -> Array:
-    """[B, G, D] per sigma group -> [B, L, D] per token."""
-    if isinstance(stream.group, int):
-        return jnp.repeat(groups, stream.group, axis=1)
-    chunks = groups.shape[1] // 2
-    first, rest = groups[:, :chunks], groups[:, chunks:]
-    per_chunk = stream.group.shape[1] // chunks
-    first, rest = jnp.repeat(first, per_chunk, axis=1), jnp.repeat(rest, per_chunk, axis=1)
-    return jnp.where(stream.group[..., None] == 0, first, rest)
+def side_by_side(streams: list[Stream]) -> Stream:
+    """One stream with the groups of all; a sigma per group becomes one per token where another stream has that."""
+    n = max(stream.modulation.shape[2] for stream in streams)
+
+    def join(name: str) -> Array:
+        arrays = [getattr(stream, name) for stream in streams]
+        if name in ("condition", "modulation"):
+            arrays = [jnp.broadcast_to(a, (*a.shape[:2], n, *a.shape[3:])) for a in arrays]
+        return jnp.concatenate(arrays, axis=1)
+
+    return Stream(*map(join, Stream._fields))
 
 
 def observe(batch: Batch, latents: Array, chunks: int, frames_per_chunk: int, *, drop_text: Array | None = None,

@@ -59,5 +59,11 @@ def update_ema(ema: Any, params: Any, step: Array, decay: float) -> Any:
     return jax.tree.map(lambda e, p: e * kept + p * (1 - kept), ema, params)
 
 
+def expert_norms(params: Any) -> dict[str, Array]:
+    """Norm of the parameters (or gradients) of every expert's blocks; `other` is all the rest."""
+    parts = {**params["blocks"], "other": {name: value for name, value in params.items() if name != "blocks"}}
+    return {name: optax.tree.norm(part) for name, part in parts.items()}
+
+
 def count(params: Any) -> int:
     return sum(x.size for x in jax.tree.leaves(params))

@@ -16,50 +16,100 @@ from wam.diffusion import losses
 from wam.diffusion.modes import MODES, draw
 from wam.tokenizers.patch_pca import PatchPCA
 from wam.training.optimizer import learning_rate, make_optimizer
-from wam.training.state import Apply, TrainState, update_ema
+from wam.training.state import Apply, TrainState, expert_norms, update_ema
 
 Metrics = dict[str, Any]
 
 
-def latents_of(batch: Batch, tokenizer: PatchPCA) -> Array:
+def latents_of(batch: Batch, tokenizer: PatchPCA | None) -> Array:
     """[B, V, F, P, C]: precomputed latents, or pixels encoded on the device."""
-    return batch["latents"] if "latents" in batch else tokenizer.encode(batch["video"], batch["camera"])
+    if "latents" in batch:
+        return batch["latents"]
+    assert tokenizer is not None, "a batch of pixels needs a tokenizer"
+    return tokenizer.encode(batch["video"], batch["camera"])
 
 
-def make_train_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfig, optimizer: OptimizerConfig, *,
-                    sources: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:  # fmt: skip
-    """`train_step(state, batch) -> (state, metrics)`, to be jitted with a donated state."""
+def microbatches(batch: Batch, count: int) -> Batch:
+    """Every field [B, ...] -> [count, B / count, ...]; each part takes rows of every device, so none moves."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def make_train_step(
+    apply: Apply,
+    tokenizer: PatchPCA | None,
+    objective: ObjectiveConfig,
+    optimizer: OptimizerConfig,
+    *,
+    sources: int,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step(state, batch) -> (state, metrics)`, to be jitted with a donated state.
+
+    The gradient is that of the whole batch, also when `accumulate` microbatches make it one after the other: their
+    errors are divided by the active elements of all. A step whose loss or gradient is not finite changes no parameter.
+    """
     transform = make_optimizer(optimizer)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         config = apply.model(state.params).config
-        draws = draw(key, batch, config, objective)
-        latents = latents_of(batch, tokenizer)
 
-        def loss_fn(params):
-            terms = losses.loss_terms(apply.model(params), batch, latents, draws, with_video=objective.with_video)
-            return losses.total_loss(terms, objective), terms
+        def inputs(part: Batch):
+            return latents_of(part, tokenizer), draw(key, part, config, objective)
 
-        (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        latents, draws = inputs(batch)
+        whole = losses.targets(batch, latents, draws, config, with_video=objective.with_video)
+        of = losses.denominators({name: target.counts() for name, target in whole.items()})
+
+        def gradient(part: Batch) -> tuple[Any, Metrics]:
+            """Gradients and metrics of a part of the batch; they add up to those of the whole."""
+            latents, draws = inputs(part)
+
+            def loss_fn(params):
+                terms = losses.loss_terms(apply.model(params), part, latents, draws, with_video=objective.with_video)
+                return losses.total_loss(terms, of, objective), terms
+
+            (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+            return grads, {
+                "loss": loss,
+                "samples": jax.nn.one_hot(part["source"], sources).sum(0),
+                "modes": jax.nn.one_hot(draws.mode, len(MODES)).sum(0),
+                "terms": losses.breakdown(terms, part, draws, objective.sigma_bins, sources),
+            }
+
+        grads, metrics = _added_up(gradient, batch, accumulate)
         directions, opt_state = transform.update(grads, state.opt_state, state.params)
         rate = learning_rate(optimizer, state.step, state.steps)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
         ema = update_ema(state.ema, params, state.step, optimizer.ema_decay)
-        metrics = {
-            "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        new = state._replace(params=params, ema=ema, opt_state=opt_state)
+        new = jax.tree.map(lambda n, old: jnp.where(finite, n, old), new, state)
+        return new._replace(step=state.step + 1), metrics | {
+            "finite": finite,
+            "grad_norm": norm,
+            "norms": {"grad": expert_norms(grads), "param": expert_norms(new.params)},
             "learning_rate": rate,
-            "samples": jax.nn.one_hot(batch["source"], sources).sum(0),
-            "modes": jax.nn.one_hot(draws.mode, len(MODES)).sum(0),
-            "terms": losses.breakdown(terms, batch, draws, objective.sigma_bins, sources),
+            "sample_id": batch["sample_id"],
         }
-        return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
     return train_step
 
 
-def make_eval_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfig, *, seed: int,
+def _added_up(gradient: Callable[[Batch], Any], batch: Batch, count: int) -> Any:
+    """The sum of `gradient` over `count` microbatches, one after the other."""
+    if count == 1:
+        return gradient(batch)
+    parts = microbatches(batch, count)
+    start = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
+    )
+    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), start, parts)[0]
+
+
+def make_eval_step(apply: Apply, tokenizer: PatchPCA | None, objective: ObjectiveConfig, *, seed: int,
                    sources: int) -> Callable[[Any, Batch, Array], Metrics]:  # fmt: skip
     """`eval_step(ema, batch, is_valid) -> metrics` with noise fixed by the sample ids, whatever the training step."""
     from_objective = ObjectiveConfig(**{**objective.__dict__, "drop_text": 0.0, "drop_state": 0.0, "drop_history": 0.0})
@@ -71,8 +121,9 @@ def make_eval_step(apply: Apply, tokenizer: PatchPCA, objective: ObjectiveConfig
         terms = losses.loss_terms(model, batch, latents, draws, with_video=objective.with_video)
         valid = is_valid.astype(jnp.float32)
         terms = {name: losses.Term(t.error * valid, t.count * valid) for name, t in terms.items()}
+        of = losses.denominators({name: t.count for name, t in terms.items()})
         return {
-            "loss": losses.total_loss(terms, objective),
+            "loss": losses.total_loss(terms, of, objective),
             "terms": losses.breakdown(terms, batch, draws, objective.sigma_bins, sources),
         }
 

@@ -1,0 +1,47 @@
+"""3-D rotary positions (Su et al. 2021, arXiv:2104.09864): time, row, column; time in latent frames, fractional."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def frame_positions(time_BG: Array, grid: tuple[int, int]) -> Array:
+    """Positions [B, G, P, 3] of whole latent frames of (rows, columns) patches."""
+    row, column = (x.ravel() for x in np.meshgrid(*(np.arange(n, dtype=np.float32) for n in grid), indexing="ij"))
+    return jnp.stack(jnp.broadcast_arrays(time_BG[..., None], row, column), axis=-1)
+
+
+def step_positions(time_BGn: Array) -> Array:
+    """Positions [B, G, n, 3] of tokens without a place in the image."""
+    return jnp.stack([time_BGn, jnp.zeros_like(time_BGn), jnp.zeros_like(time_BGn)], axis=-1)
+
+
+def rope_angles(positions_3: Array, head_dim: int, theta: float = 10000.0) -> Array:
+    """Angles [..., H/2] of 3-D rotary embedding for positions [..., 3] (time, row, column), which may be fractional.
+
+    The head is split over the axes as in Wan 2.x: columns and rows get 2 (H // 6) dimensions each, time the rest.
+    """
+    spatial = 2 * (head_dim // 6)
+    sizes = (head_dim - 2 * spatial, spatial, spatial)
+    angles = [
+        positions_3[..., axis, None] * jnp.asarray(theta ** (-np.arange(0, size, 2) / size), jnp.float32)
+        for axis, size in enumerate(sizes)
+    ]
+    return jnp.concatenate(angles, axis=-1)
+
+
+def apply_rope(x_NH: Array, angles_h: Array) -> Array:
+    """Rotates consecutive pairs of the head dimension of x [..., N, H] by `angles` [..., H/2], in float32.
+
+    (even, odd) -> (even cos - odd sin, odd cos + even sin), with the swap of a pair written as a product with a
+    constant matrix: no strided slices, which a CPU copies forwards and backwards.
+    """
+    H = x_NH.shape[-1]
+    swap = np.zeros((H, H), np.float32)
+    swap[np.arange(1, H, 2), np.arange(0, H, 2)] = -1.0
+    swap[np.arange(0, H, 2), np.arange(1, H, 2)] = 1.0
+    cos, sin = (jnp.repeat(f(angles_h), 2, axis=-1)[..., None, :] for f in (jnp.cos, jnp.sin))
+    x = x_NH.astype(jnp.float32)
+    return (x * cos + (x @ swap) * sin).astype(x_NH.dtype)

@@ -1,0 +1,108 @@
+"""`Trainer`: a model, its objective and a mesh put together; what commands, benches and proofs train with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from wam.batch import Batch
+from wam.config import ModelConfig, ObjectiveConfig, OptimizerConfig
+from wam.models.joint_dit import JointDiT, create
+from wam.tokenizers.patch_pca import PatchPCA
+from wam.training import sharding
+from wam.training.optimizer import make_optimizer
+from wam.training.state import Apply, TrainState, count, init_state, logical_axes, split
+from wam.training.step import Metrics, make_eval_step, make_train_step
+
+
+class Trainer:
+    """Jitted, sharded steps. Parameters, EMA and moments are born where they live: no device ever holds all of them.
+
+    Args:
+      model: the network's shape.
+      objective, optimizer: what is minimised, and how.
+      tokenizer: pixels to latents; None when batches hold latents.
+      mesh: from `sharding.make_mesh`.
+      batch_size: rows of a global batch.
+      sources: number of data sources, for metrics.
+      accumulate: microbatches of a step.
+      prepare: writes what was fitted on data into a fresh model's constants.
+
+    Raises:
+      ValueError: the mesh does not divide the batch, the heads or the patches.
+    """
+
+    def __init__(self, model: ModelConfig, objective: ObjectiveConfig, optimizer: OptimizerConfig,
+                 tokenizer: PatchPCA | None, mesh: Mesh, *, batch_size: int, sources: int, accumulate: int = 1,
+                 prepare: Callable[[JointDiT], None] | None = None):  # fmt: skip
+        sharding.check_mesh(mesh.shape, model, batch_size, accumulate)
+        self.mesh, self.model, self.batch_size, self._prepare = mesh, model, batch_size, prepare
+        self._transform = make_optimizer(optimizer)
+        self.apply, shapes = self._graph()
+        self.parameters = count(shapes)
+        params = sharding.param_shardings(logical_axes(model), shapes, mesh)
+        self.shardings = sharding.state_shardings(params, self._transform, mesh)
+        self.rows = sharding.batch_sharding(mesh)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        step = make_train_step(self.apply, tokenizer, objective, optimizer, sources=sources, accumulate=accumulate)
+        self._step = jax.jit(
+            step, donate_argnums=0, in_shardings=(self.shardings, self.rows), out_shardings=(self.shardings, everywhere)
+        )
+        evaluate = make_eval_step(self.apply, tokenizer, objective, seed=0, sources=sources)
+        self._evaluate = jax.jit(evaluate, in_shardings=(params, self.rows, self.rows), out_shardings=everywhere)
+
+    def _fresh(self, seed: int) -> tuple[Apply, Any]:
+        model = create(self.model, seed)
+        if self._prepare is not None:
+            self._prepare(model)
+        return split(model)
+
+    def _graph(self) -> tuple[Apply, Any]:
+        """(apply with real constants, shapes of the parameters), without making a parameter."""
+        found: list[Any] = []
+
+        def build() -> tuple[Any, Any]:
+            apply, params = self._fresh(0)
+            found.append(apply.graph)
+            return apply.constants, params
+
+        _, shapes = jax.eval_shape(build)
+        constants = jax.jit(lambda: build()[0])()
+        return Apply(found[0], constants), shapes
+
+    def init(self, *, steps: int, seed: int) -> TrainState:
+        """The state before step 0 of a run of `steps` steps."""
+        with jax.set_mesh(self.mesh):
+            return jax.jit(lambda: self._initial(steps=steps, seed=seed), out_shardings=self.shardings)()
+
+    def _initial(self, *, steps: int, seed: int) -> TrainState:
+        return init_state(self._fresh(seed)[1], self._transform, steps=steps, seed=seed)
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One training step on a placed batch; `state` is donated."""
+        with jax.set_mesh(self.mesh):
+            return self._step(state, batch)
+
+    def evaluate(self, ema: Any, batch: Batch, is_valid: Array) -> Metrics:
+        """Losses of a placed batch with fixed noise; rows that are not valid do not count."""
+        with jax.set_mesh(self.mesh):
+            return self._evaluate(ema, batch, is_valid)
+
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        """The training step before compilation, for batches shaped like `batch`: to look at its cost and memory."""
+        state = jax.eval_shape(lambda: self._initial(steps=1, seed=0))
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+        with jax.set_mesh(self.mesh):
+            return self._step.lower(state, batch)
+
+    def place(self, rows: Any) -> Any:
+        """This process's rows of a batch (or of a mask) -> global arrays."""
+
+        def place(x: Any) -> Array:
+            return jax.make_array_from_process_local_data(self.rows, x, (self.batch_size, *x.shape[1:]))
+
+        return jax.tree.map(place, rows)
