@@ -5,6 +5,7 @@ python -m tools.bench.ours SPEC.json      # started by the bench, see tools/benc
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from tools.bench.worker import read_arrays, serve
 from wam.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, build
+from wam.models.joint_dit import JointDiT
 from wam.training.sharding import make_mesh
 from wam.training.trainer import Trainer
 
@@ -32,6 +34,11 @@ def nest(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     return out
 
 
+def write_constants(model: JointDiT, constants: dict[str, np.ndarray]) -> None:
+    for name, array in constants.items():
+        functools.reduce(getattr, name.split("/"), model)[...] = jnp.asarray(array)
+
+
 class OurTrain:
     """A `worker.Side`."""
 
@@ -43,7 +50,8 @@ class OurTrain:
         arrays = read_arrays(spec)
         self.trainer = Trainer(
             config, build(ObjectiveConfig, spec["objective"]), build(OptimizerConfig, spec["optimizer"]), None,
-            make_mesh(MeshConfig(), jax.devices()[:1]), sources=SOURCES, constants=nest(arrays["constants"]),
+            make_mesh(MeshConfig(), jax.devices()[:1]), batch_size=spec["batch_size"], sources=SOURCES,
+            prepare=lambda model: write_constants(model, arrays["constants"]),
         )  # fmt: skip
         state = self.trainer.init(steps=spec["steps"], seed=spec["seed"])
         params = jax.device_put(nest(arrays["params"]), self.trainer.shardings.params)
@@ -63,7 +71,7 @@ class OurTrain:
 
     def _attention_note(self) -> str:
         """How many attention calls are cuDNN's; RuntimeError when none is."""
-        text = self.trainer.step.lower(self.state, self.batch).compile().as_text()
+        text = self.trainer.lower(self.batch).compile().as_text()
         calls = text.count("__cudnn$fmha")
         if not calls:
             raise RuntimeError("cuDNN attention was asked for and is not in our compiled step")

@@ -28,7 +28,7 @@ def timed_step(side: OurTrain) -> float:
 def main(spec_path: str, workdir: str, saves: int = 3) -> None:
     side = OurTrain(json.loads(Path(spec_path).read_text()))
     side.steps(2)
-    checkpoints = Checkpoints(workdir, keep=1)
+    checkpoints = Checkpoints(workdir, keep_latest=1, best_metric="")
     usual: list[float] = []
     blocked, after = [], []
     for _ in range(saves):
@@ -37,7 +37,7 @@ def main(spec_path: str, workdir: str, saves: int = 3) -> None:
         checkpoints.save(side.state, {}, side.trainer.apply.constants, {}, {})
         blocked.append(time.perf_counter() - start)
         after.append(sum(timed_step(side) for _ in range(WATCHED)))
-        checkpoints.manager.wait_until_finished()
+        checkpoints.wait()
     checkpoints.close()
     median = sorted(usual)[len(usual) // 2]
     size = sum(x.nbytes for x in jax.tree.leaves(side.state))
