@@ -125,10 +125,13 @@ def test_every_case_builds_its_network_and_batch(case):
 
 
 def test_sides_that_disagree_are_never_timed():
-    step = {"loss": 1.0, "video": 0.5}
-    assert "2 steps agree to 1.0e-06" in train.check_equal([step, step], [step, step | {"loss": 1.000001}], "float32")
-    with pytest.raises(WorkerError, match=r"video of step 1 is 0\.5 here and 0\.5001 in PyTorch"):
-        train.check_equal([step, step], [step, step | {"video": 0.5001}], "float32")
+    step = {"loss": 1.0, "video": 0.5, "grad_norm": 10.0}
+    said = train.check_equal([step, step], [step, step | {"loss": 1.000001, "grad_norm": 10.0005}], "float32")
+    assert "2 steps agree to 1.0e-06, gradient norms to 5.0e-05" in said
+    with pytest.raises(WorkerError, match=r"video of step 1 is 0\.5 here and 0\.50001 in PyTorch"):
+        train.check_equal([step, step], [step, step | {"video": 0.50001}], "float32")
+    with pytest.raises(WorkerError, match="grad_norm of step 0 is 10 here"):
+        train.check_equal([step], [step | {"grad_norm": 10.005}], "float32")
     with pytest.raises(WorkerError, match="nan in PyTorch"):
         train.check_equal([step], [step | {"loss": float("nan")}], "float32")
 
