@@ -9,9 +9,9 @@ renders README.md.
 
 Both sides start from the same weights, batch and noise draws and run in processes of their own, with the same
 environment (that of tools/env.sh: its allocator settings help PyTorch as well). Losses and every term of three
-consecutive optimizer steps must agree before anything is timed, in float32 to 1e-5, relative (the gradient's norm, a sum
-over all parameters, to 1e-4). Then blocks of steps alternate, ours, theirs, theirs, ours; no data is loaded; the first
-step, which compiles, is a row of its own.
+consecutive optimizer steps must agree before anything is timed, in float32 to 1e-5, relative (the norm of the gradient,
+a sum over all parameters, to 1e-4). Then blocks of steps alternate: ours, theirs, theirs, ours. No data is loaded. The
+first step, which compiles, is a row of its own.
 """
 
 from __future__ import annotations
