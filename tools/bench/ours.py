@@ -36,7 +36,8 @@ def nest(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def write_constants(model: JointDiT, constants: dict[str, np.ndarray]) -> None:
     for name, array in constants.items():
-        functools.reduce(getattr, name.split("/"), model)[...] = jnp.asarray(array)
+        variable: Any = functools.reduce(getattr, name.split("/"), model)
+        variable[...] = jnp.asarray(array)
 
 
 class OurTrain:
@@ -72,7 +73,7 @@ class OurTrain:
     def _attention_note(self) -> str:
         """How many attention calls are cuDNN's; RuntimeError when none is."""
         text = self.trainer.lower(self.batch).compile().as_text()
-        calls = text.count("__cudnn$fmha")
+        calls = (text or "").count("__cudnn$fmha")
         if not calls:
             raise RuntimeError("cuDNN attention was asked for and is not in our compiled step")
         return f"{calls} cuDNN attention calls in our compiled step"

@@ -46,4 +46,4 @@ def main(spec_path: str, workdir: str, saves: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2])

@@ -128,6 +128,12 @@ class Bench:
         path.write_text(json.dumps(spec))
         return Worker(side.module, path, log=place / "log.txt", env=self.environment(side, place, case.isolate))
 
+    def first_steps(self, side: Side, case: Case, place: Path) -> Worker:
+        """A worker that has left again, for what it said first: one at a time fits where two would not."""
+        worker = self.start(side, case, place)
+        worker.stop()
+        return worker
+
     # ------------------------------------------------------------ measurement
 
     def measure(self, case: Case) -> tuple[list[tuple[Side, Measured]], list[float]]:
@@ -141,14 +147,13 @@ class Bench:
         for side, got in measured:
             say(f"{case.name}: first steps of {side.label}")
             try:
-                worker = self.start(side, case, place)
+                worker = self.first_steps(side, case, place)
             except WorkerError as error:
                 if side is OURS:
                     raise
                 got.failed = str(error)
                 say(got.failed)
                 continue
-            worker.stop()
             got.metrics, got.first_step, got.note = worker.metrics, worker.first_step, worker.note
             if case.network == "joint" and side is not OURS:
                 got.note += f"; {check_equal(measured[0][1].metrics, got.metrics, case.dtype)}"
@@ -178,12 +183,8 @@ class Bench:
         """Loss equality in float32 of a network that is timed in bfloat16, at a thousand tokens."""
         exact = dataclasses.replace(case, grid=(16, 16), frames=4, batch=3, dtype="float32", isolate=True)
         place = self.prepare(exact)
-        seen = []
-        for side in (OURS, PEERS["joint"][0]):
-            worker = self.start(side, exact, place)
-            worker.stop()
-            seen.append(worker.metrics)
-        say(f"{exact.name}: {check_equal(*seen, exact.dtype)}")
+        ours, theirs = (self.first_steps(side, exact, place).metrics for side in (OURS, PEERS["joint"][0]))
+        say(f"{exact.name}: {check_equal(ours, theirs, exact.dtype)}")
         (place / "arrays.npz").unlink()
 
     # ------------------------------------------------------------------- rows
@@ -221,8 +222,9 @@ class Bench:
         first_peer = next(((s, m) for s, m in measured[1:] if not m.failed), None)
         size = MATMUL[self.device]
         name = f"{case.name}: {size} x {size} matmul, {case.dtype}"
-        against = {"peer": first_peer[0].peer, "theirs": first_peer[1].ceiling} if first_peer else {}
-        out.append(harness.row(name, "TFLOP/s", ours.ceiling, **against, note="the ceiling, before every block"))
+        peer, theirs_rate = (first_peer[0].peer, first_peer[1].ceiling) if first_peer else ("", [])
+        out.append(harness.row(name, "TFLOP/s", ours.ceiling, peer=peer, theirs=theirs_rate,
+                               note="the ceiling, before every block"))  # fmt: skip
         out.append(harness.row(f"{case.name}: calibration", "TFLOP/s", calibration,
                                note="2048 x 2048 float32 matmul of numpy on the host before every block: how even the "
                                "machine was"))  # fmt: skip
