@@ -69,7 +69,7 @@ def make(spec: dict[str, Any]) -> TorchTrain:
     decays = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     rng = np.random.default_rng(spec["seed"])
-    draws = [
+    draws: list[dict[str, np.ndarray]] = [
         {"noise": rng.standard_normal(latents.shape, np.float32), "sigma": rng.random(B, np.float32)}
         for _ in range(spec["checked_steps"])
     ]
