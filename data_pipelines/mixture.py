@@ -1,7 +1,9 @@
-"""The training stream: per source shuffle -> repeat -> stride by replica, then mix -> read -> transform -> batch.
+"""The training data: per source shuffle -> repeat -> stride by stream, then mix -> read -> transform -> batch.
 
-Each source is strided before mixing (slicing a mix would alias with its periodic pattern) and after its global
-shuffle, so what has been consumed is a prefix of every source's order whatever the number of replicas.
+A run has S streams, and every process owns some of them: stream i makes the i-th share of every global batch, whoever
+reads it, so the number of processes changes nothing. Each source is strided over the streams before mixing (slicing a
+mix would alias with its periodic pattern) and after its global shuffle, so what all streams have consumed is a prefix
+of every source's order, from which any other number of streams can continue.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,23 +30,50 @@ def stack(samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
     return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
+def choose_streams(replicas: int, *, asked: int = 0, recorded: int = 0) -> int:
+    """How many streams a run has.
+
+    Args:
+        replicas: groups of processes that feed different rows; each must own equally many streams.
+        asked: `data.streams` of the config; 0 leaves the choice to this function.
+        recorded: of the run's earlier part, which goes on exactly as long as `replicas` divides it; 0: there is none.
+
+    Raises:
+        ValueError: `asked` does not divide over the replicas.
+    """
+    if recorded:
+        return recorded if recorded % replicas == 0 else replicas
+    if asked % replicas:
+        raise ValueError(f"data.streams {asked} does not divide over {replicas} data replicas: choose a multiple of it")
+    return asked or replicas
+
+
+def share_streams(streams: int, replica: int, replicas: int) -> tuple[int, ...]:
+    """The streams that one of `replicas` data replicas owns: neighbours, so that batches keep the order of streams."""
+    if streams % replicas or not 0 <= replica < replicas:
+        raise ValueError(f"{streams} streams cannot be shared out to replica {replica} of {replicas}")
+    each = streams // replicas
+    return tuple(range(replica * each, (replica + 1) * each))
+
+
 class Mixture:
-    """An endless, deterministic stream of batches over weighted sources, for one data replica.
+    """An endless, deterministic stream of batches over weighted sources, for the process that owns some of its streams.
 
     Args:
         sources: name -> windows, the same mapping that `to_sample` was made for.
         weights: name -> share of the samples; sources without a weight are left out. Shares are kept to 1 % of the
             smallest one (they are rounded to whole hundredths of it).
         to_sample: raw window to sample.
-        batch_size: GLOBAL batch; this replica yields batch_size / replicas samples.
+        batch_size: GLOBAL batch; every stream makes batch_size / streams of its samples.
         seed: of all shuffles; every source and every epoch gets its own permutation.
-        replica, replicas: which stride of every source this process reads.
+        streams: into how many streams every source is dealt out.
+        own: the streams read here, all by default; a local batch is their batches one after the other.
         threads: batches made at the same time; no influence on the result.
         prefetch: finished batches that wait in memory; no influence on the result.
 
     Raises:
-        ValueError: no source, an unknown name, a weight that is not positive, a source without windows, or a batch
-            that does not divide by the replicas.
+        ValueError: no source, an unknown name, a weight that is not positive, a source without windows, a batch that
+            does not divide by the streams, or a stream that does not exist.
     """
 
     def __init__(
@@ -54,8 +84,8 @@ class Mixture:
         *,
         batch_size: int,
         seed: int,
-        replica: int = 0,
-        replicas: int = 1,
+        streams: int = 1,
+        own: Sequence[int] | None = None,
         threads: int = 2,
         prefetch: int = 2,
     ):
@@ -67,26 +97,27 @@ class Mixture:
             raise ValueError(f"weights must be positive, got {bad}: leave a source out to switch it off")
         if empty := [name for name in weights if not len(sources[name])]:
             raise ValueError(f"sources {empty} have no usable window: their episodes are too short for this config")
-        if batch_size < 1 or batch_size % replicas or not 0 <= replica < replicas:
-            raise ValueError(f"batch of {batch_size} cannot be split for replica {replica} of {replicas}")
-        self.local_batch_size = batch_size // replicas
+        if batch_size < 1 or streams < 1 or batch_size % streams:
+            raise ValueError(f"a batch of {batch_size} cannot be split into {streams} streams")
+        self.streams, self.own = streams, tuple(range(streams) if own is None else own)
+        if not self.own or len(set(self.own)) < len(self.own) or not set(self.own) <= set(range(streams)):
+            raise ValueError(f"a process cannot own the streams {self.own} of {streams}")
+        self.batch_size, self._each = batch_size, batch_size // streams
+        self.local_batch_size = self._each * len(self.own)
         names = [name for name in sources if name in weights]
-        windows, position = list(sources.values()), list(sources)
+        position = list(sources)
         for name in names:
             sample = to_sample(sources[name][0], position.index(name))
             check_batch(sample, to_sample.spec, None)
 
-        parts = []
+        self._windows, self._to_sample = list(sources.values()), to_sample
+        self._weights = [weights[name] for name in names]
+        self._orders: dict[str, grain.MapDataset] = {}  # of (source, window): everything that all streams consume
         for name in names:
             source = position.index(name)
             source_seed = int(np.random.SeedSequence([seed, source]).generate_state(1)[0])
             order = grain.MapDataset.range(len(sources[name])).shuffle(seed=source_seed).repeat()
-            parts.append(order[replica::replicas].map(lambda window, source=source: (source, window)))
-        self.order = grain.MapDataset.mix(parts, [weights[name] for name in names])
-        """MapDataset of (source, window): the stream of samples before anything is read"""
-        self.dataset = self.order.map(lambda item: to_sample(windows[item[0]][item[1]], item[0])).batch(
-            self.local_batch_size, drop_remainder=True, batch_fn=stack
-        )
+            self._orders[name] = order.map(lambda window, source=source: (source, window))
         self._options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         facts = {
             "sources": {name: {"index": position.index(name)} | sources[name].facts for name in names},
@@ -94,22 +125,86 @@ class Mixture:
             "transform": to_sample.facts,
             "batch_size": batch_size,
             "seed": seed,
-            "replicas": replicas,
             "grain": grain.__version__,  # its shuffle decides the order
         }
         self.pipeline_hash = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        """of all that decides the order but the streams, which the state of an iterator names"""
+
+    def order(self, start: Mapping[str, int] | None = None) -> grain.MapDataset:
+        """The (source, window) of every sample of this process, in order, before anything is read.
+
+        Args:
+            start: name -> how many samples of a source were consumed, over all streams, before the first batch.
+        """
+        start = start or dict.fromkeys(self._orders, 0)
+        own = [
+            grain.MapDataset.mix(
+                [order[start[name] + stream :: self.streams] for name, order in self._orders.items()], self._weights
+            )
+            for stream in self.own
+        ]
+        if len(own) == 1:
+            return own[0]
+
+        def item(index: int) -> tuple[int, int]:
+            batch, row = divmod(index, self.local_batch_size)
+            stream, row = divmod(row, self._each)
+            return own[stream][batch * self._each + row]
+
+        return grain.MapDataset.range(sys.maxsize).map(item)
+
+    def dataset(self, start: Mapping[str, int] | None = None) -> grain.MapDataset:
+        """The local batches, from the same start as `order`."""
+        windows, to_sample = self._windows, self._to_sample
+        samples = self.order(start).map(lambda item: to_sample(windows[item[0]][item[1]], item[0]))
+        return samples.batch(self.local_batch_size, drop_remainder=True, batch_fn=stack)
 
     def iterator(self, *, place: Callable[[Batch], Any] = lambda batch: batch, ahead: int = 2) -> TrainIterator:
         """Starts reading. `place` runs in the background thread, e.g. to put the batch on devices."""
         return TrainIterator(self, place, ahead)
 
-    def state_after(self, batches: int) -> dict:
-        """State of an iterator from which `batches` batches were consumed.
+    def state_after(self, batches: int, start: Mapping[str, int] | None = None) -> dict:
+        """State of an iterator from which `batches` batches were consumed; the same on every process of a run."""
+        return {
+            "pipeline_hash": self.pipeline_hash,
+            "streams": self.streams,
+            "start": dict(start or dict.fromkeys(self._orders, 0)),
+            "grain": {"next_index": batches},
+        }
 
-        This is how another number of replicas continues a run (its pipeline hash differs): consumed samples are a
-        prefix of each source, up to the rounding of a source's share within a batch.
+    def consumed(self, state: Mapping[str, Any]) -> dict[str, int]:
+        """How many samples of each source all streams together have consumed: this long a prefix of its order."""
+        counters = [
+            grain.MapDataset.range(sys.maxsize).map(lambda i, name=name: (name, i)) for name in self._orders
+        ]  # what a single stream has drawn of each source is the number of that source's next sample
+        mix, drawn = grain.MapDataset.mix(counters, self._weights), dict[str, int]()
+        index = state["grain"]["next_index"] * (self.batch_size // state["streams"])
+        while len(drawn) < len(self._orders):
+            name, count = mix[index]
+            drawn.setdefault(name, count)
+            index += 1
+        return {name: state["start"][name] + state["streams"] * drawn[name] for name in self._orders}
+
+    def adopt(self, state: Mapping[str, Any]) -> tuple[dict, str | None]:
+        """(state for this mixture, what to tell the user) from the state of a run with any number of streams.
+
+        With as many streams as before the batches go on exactly as they would have. With another number every source
+        goes on behind the prefix that was consumed of it: no sample is repeated or skipped, but they meet in other
+        batches than they would have. ValueError if anything else differs.
         """
-        return {"pipeline_hash": self.pipeline_hash, "grain": {"next_index": batches}}
+        if state["pipeline_hash"] != self.pipeline_hash:
+            raise ValueError(
+                f"the data state belongs to another pipeline ({state['pipeline_hash'][:8]}, this one is "
+                f"{self.pipeline_hash[:8]}): its stores, weights, seed, windows or batch differ"
+            )
+        if state["streams"] == self.streams:
+            return dict(state), None
+        start = self.consumed(state)
+        counts = ", ".join(f"{count:,} of {name}" for name, count in start.items())
+        return self.state_after(0, start), (
+            f"the data was read in {state['streams']} streams and goes on in {self.streams}, behind what was consumed "
+            f"({counts}): no sample is repeated or skipped, but batches are composed anew"
+        )
 
 
 class TrainIterator(Iterator[Any]):
@@ -127,7 +222,7 @@ class TrainIterator(Iterator[Any]):
 
     def _start(self, state: dict) -> None:
         self._state = state
-        self._source = iter(self._mixture.dataset.to_iter_dataset(self._mixture._options))
+        self._source = iter(self._mixture.dataset(state["start"]).to_iter_dataset(self._mixture._options))
         self._source.set_state(state["grain"])
         self._stop = threading.Event()
         self._queue: queue.Queue = queue.Queue(maxsize=self._ahead)
@@ -145,22 +240,23 @@ class TrainIterator(Iterator[Any]):
         if error is not None:
             self.close()
             raise error
-        self._state = {"pipeline_hash": self._mixture.pipeline_hash, "grain": state}
+        self._state = {**self._state, "grain": state}
         return batch
 
     def state(self) -> dict:
         """JSON-able; with it, `set_state` makes the batch after the last consumed one the next."""
         return self._state
 
-    def set_state(self, state: dict) -> None:
-        """Continues from a state of the same pipeline; ValueError for any other."""
-        if state["pipeline_hash"] != self._mixture.pipeline_hash:
-            raise ValueError(
-                f"the data state belongs to another pipeline ({state['pipeline_hash'][:8]}, this one is "
-                f"{self._mixture.pipeline_hash[:8]}): its stores, weights, seed, windows, batch or replicas differ"
-            )
+    def set_state(self, state: dict) -> str | None:
+        """Continues from a state of the same pipeline, see `Mixture.adopt`; ValueError for any other.
+
+        Returns:
+            None when the batches go on exactly, else a sentence about it for the log.
+        """
+        state, note = self._mixture.adopt(state)
         self.close()
         self._start(state)
+        return note
 
     def close(self) -> None:
         """Stops the threads; may be called twice."""
@@ -197,15 +293,19 @@ def _fill(source, place: Callable, out: queue.Queue, stop: threading.Event) -> N
 
 
 def eval_batches(
-    windows: Windows, to_sample: ToSample, source: int, batch_size: int, indices: Sequence[int]
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """The given windows in order, as batches of a static size.
+    windows: Windows, to_sample: ToSample, source: int, batch_size: int, indices: Sequence[int], *, replica: int = 0,
+    replicas: int = 1,
+) -> Iterator[tuple[Batch, np.ndarray]]:  # fmt: skip
+    """The given windows in order, as batches of a static size; of each the rows of one data replica.
 
     Yields:
-        batch, is_valid bool [batch_size]: the last batch is filled up with copies of its last window, not valid.
+        batch, is_valid bool [batch_size / replicas]: the last batch is filled up with copies of its last window, not
+        valid.
     """
+    rows = slice(replica * batch_size // replicas, (replica + 1) * batch_size // replicas)
     for start in range(0, len(indices), batch_size):
         chosen = [int(i) for i in indices[start : start + batch_size]]
-        samples = [to_sample(windows[i], source) for i in chosen]
-        is_valid = np.arange(batch_size) < len(samples)
-        yield stack(samples + samples[-1:] * (batch_size - len(samples))), is_valid
+        is_valid = np.arange(batch_size) < len(chosen)
+        chosen += chosen[-1:] * (batch_size - len(chosen))
+        samples = {i: to_sample(windows[i], source) for i in set(chosen[rows])}  # a copy is not read again
+        yield stack([samples[i] for i in chosen[rows]]), is_valid[rows]

@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable
+from logging import getLogger
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -21,14 +22,14 @@ def _keys(config, prefix: str = "config") -> list[str]:
     return found
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """absl's parser; a wrong key, type or file under `--config` is named in one sentence, with the nearest key."""
     name = argv[0].rsplit("/", 1)[-1].removesuffix(".py")
     for argument in argv:
         if (found := re.fullmatch(r"--?config=([^:]+).*", argument)) and not Path(found.group(1)).is_file():
             sys.exit(f"{name}: there is no recipe {found.group(1)}; see experiments/configs")
     try:
-        return flags.FLAGS(argv)
+        return flag_values(argv)
     except (AttributeError, KeyError) as error:
         # The innermost quoted word: ml_collections quotes its messages, sometimes twice, and adds hints of its own.
         named = re.search(r"[\w-]+", str(error.args[0]).replace("\\n", " "))
@@ -42,6 +43,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """`app.run` with these errors, and with libraries silent below warnings."""
+    """`app.run` with these errors, and with libraries other than ours silent below warnings."""
     logging.set_verbosity(logging.WARNING)
+    getLogger("wam").setLevel("INFO")
     app.run(main, flags_parser=parse_flags)

@@ -15,6 +15,7 @@ MAX_LINES = 400
 LAYERS = {
     "batch": 0,
     "config": 0,
+    "fingerprint": 0,
     "models": 1,
     "tokenizers": 1,
     "diffusion": 2,
@@ -43,6 +44,7 @@ HEAVY = {
     "metaworld": ("wam/envs/",),
     "gymnasium": ("wam/envs/",),
     "tensorboardX": ("wam/training/metrics.py",),
+    "wandb": ("wam/training/metrics.py",),
 }
 
 Sources = dict[str, str]  # path relative to the root -> text

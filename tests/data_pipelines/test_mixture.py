@@ -1,14 +1,15 @@
 import collections
 import dataclasses
-import itertools
 import json
+import math
 import pickle
 import threading
 
+import grain
 import numpy as np
 import pytest
 
-from data_pipelines.mixture import Mixture, eval_batches
+from data_pipelines.mixture import Mixture, choose_streams, eval_batches, share_streams
 from data_pipelines.stats import fit_statistics
 from data_pipelines.transforms import ToSample
 from data_pipelines.windows import Windows
@@ -106,32 +107,64 @@ def test_sources_without_weight_are_left_out(mixture):
 
 def test_every_epoch_is_a_new_permutation(mixture, sources):
     count = len(sources["play"])
-    order = mixture({"play": 1.0}).order
+    order = mixture({"play": 1.0}).order()
     first, second = ([order[i][1] for i in range(start, start + count)] for start in (0, count))
     assert sorted(first) == sorted(second) == list(range(count))
     assert first != second and first != sorted(first)
-    other = mixture({"play": 1.0}, seed=1).order
+    other = mixture({"play": 1.0}, seed=1).order()
     assert [other[i][1] for i in range(count)] != first
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-def test_replicas_share_out_what_one_replica_consumes(mixture, replicas):
-    """At every point the replicas together have consumed a prefix of each source's order, each item once."""
-    alone = ids(take(mixture(), 12))
-    for batches in (4, 12):
-        together = [ids(take(mixture(replica=r, replicas=replicas), batches)) for r in range(replicas)]
-        assert all(len(part) == batches * 8 // replicas for part in together)
-        joined = list(itertools.chain(*together))
-        assert sorted(joined) == sorted(alone[: batches * 8])
+def order_ids(mixture, count, start=None):
+    """The next samples of a process as (source, window), without reading them."""
+    order = mixture.order(start)
+    return [order[i] for i in range(count)]
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-def test_an_epoch_over_all_replicas_is_complete_and_disjoint(mixture, sources, replicas):
-    count = len(sources["expert"])
-    assert count % replicas == 0
-    parts = [mixture({"expert": 1.0}, replica=r, replicas=replicas).order for r in range(replicas)]
-    seen = [part[i][1] for part in parts for i in range(count // replicas)]
-    assert sorted(seen) == list(range(count))
+@pytest.mark.parametrize("streams", [1, 2, 4, 8, 64])
+def test_streams_are_disjoint_and_complete(mixture, sources, streams):
+    """At every point all streams together have consumed a prefix of each source's order, each item once."""
+    whole = {source: [item[1] for item in order_ids(mixture({name: 1.0}), 130)] for source, name in enumerate(sources)}
+    parts = [mixture(batch_size=64, streams=streams, own=(i,)) for i in range(streams)]
+    for batches in (1, 3):
+        items = [item for part in parts for item in order_ids(part, batches * 64 // streams)]
+        for source, name in enumerate(sources):
+            windows = [window for of, window in items if of == source]
+            assert sorted(windows) == sorted(whole[source][: len(windows)])
+            assert len(windows) == parts[0].consumed(parts[0].state_after(batches))[name]
+
+
+@pytest.mark.parametrize("streams", [1, 2, 4, 8, 64])
+def test_every_stream_has_the_shares_of_the_weights(mixture, streams):
+    for stream in {0, streams // 2, streams - 1}:
+        counts = collections.Counter(
+            s for s, _ in order_ids(mixture(batch_size=64, streams=streams, own=(stream,)), 40)
+        )
+        assert counts == {0: 20, 1: 10, 2: 10}
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_grouping_of_streams_among_processes_changes_nothing(mixture, replicas):
+    """One process with all streams gets what several with a part each get together, batch by batch."""
+    alone = mixture(streams=4).iterator()
+    owners = [mixture(streams=4, own=share_streams(4, r, replicas)).iterator() for r in range(replicas)]
+    for _ in range(3):
+        batch, parts = next(alone), [next(owner) for owner in owners]
+        assert_equal([batch], [{key: np.concatenate([part[key] for part in parts]) for key in batch}])
+        assert all(owner.state() == alone.state() for owner in owners)
+    for iterator in (alone, *owners):
+        iterator.close()
+
+
+def test_one_stream_reads_in_the_order_of_the_mix(mixture, sources):
+    """The order of a run in one process is that of strided, mixed grain datasets and does not change by accident."""
+    parts = []
+    for source, name in enumerate(sources):
+        seed = int(np.random.SeedSequence([5, source]).generate_state(1)[0])
+        order = grain.MapDataset.range(len(sources[name])).shuffle(seed=seed).repeat()
+        parts.append(order.map(lambda window, source=source: (source, window)))
+    expected = grain.MapDataset.mix(parts, [2.0, 1.0, 1.0])
+    assert ids(take(mixture(seed=5), 5)) == [expected[i] for i in range(40)]
 
 
 def test_resume_equals_uninterrupted(mixture):
@@ -152,11 +185,65 @@ def test_resume_equals_uninterrupted(mixture):
 
 def test_state_of_another_pipeline_is_refused(mixture, sources, to_sample):
     state = take_state(mixture())
-    for other in (mixture(seed=1), mixture(batch_size=4), mixture({"expert": 1.0}), mixture(replicas=2)):
+    for other in (
+        mixture(seed=1),
+        mixture(batch_size=4),
+        mixture({"expert": 1.0}),
+        mixture({"expert": 3.0, "play": 1}),
+    ):
         with other.iterator() as iterator, pytest.raises(ValueError, match="belongs to another pipeline"):
             iterator.set_state(state)
     assert mixture(threads=1, prefetch=1).pipeline_hash == mixture().pipeline_hash
-    assert mixture(replica=1, replicas=2).pipeline_hash == mixture(replicas=2).pipeline_hash
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 1), (8, 64), (64, 2), (3, 4)])
+def test_another_number_of_streams_repeats_and_skips_nothing(mixture, sources, before, after):
+    """Per source, what was consumed before and after the change is a prefix of its order: counted, item by item."""
+    weights = {"expert": 3.1, "play": 1.0, "video": 1.7}
+    batch = 2 * math.lcm(before, after)
+    first = mixture(weights, batch_size=batch, streams=before)
+    consumed = collections.Counter(order_ids(first, 2 * batch))
+    second = mixture(weights, batch_size=batch, streams=after)
+    state, said = second.adopt(json.loads(json.dumps(first.state_after(2))))
+    assert f"in {before} streams and goes on in {after}" in said and "no sample is repeated or skipped" in said
+    assert state["streams"] == after and state["grain"]["next_index"] == 0
+    consumed += collections.Counter(order_ids(second, batch, state["start"]))
+    # and once more, from a state that already has a start
+    third, _ = first.adopt(second.state_after(1, state["start"]))
+    consumed += collections.Counter(order_ids(first, batch, third["start"]))
+    for source, name in enumerate(sources):
+        count = sum(n for (of, _), n in consumed.items() if of == source)
+        prefix = collections.Counter(order_ids(mixture({name: 1.0}), count))
+        assert {item: n for item, n in consumed.items() if item[0] == source} == prefix
+
+
+def test_an_iterator_goes_on_with_another_number_of_streams(mixture):
+    with mixture(streams=2).iterator() as iterator:
+        first = [next(iterator) for _ in range(3)]
+        state = json.loads(json.dumps(iterator.state()))
+    with mixture(streams=4).iterator() as iterator:
+        said = iterator.set_state(state)
+        assert said.startswith("the data was read in 2 streams and goes on in 4")
+        second = [next(iterator) for _ in range(2)]
+        state = json.loads(json.dumps(iterator.state()))
+        third = [next(iterator) for _ in range(2)]
+    assert sorted(ids(first + second)) == sorted(ids(take(mixture(), 5)))
+    with mixture(streams=4).iterator() as iterator:
+        assert iterator.set_state(state) is None
+        assert_equal([next(iterator) for _ in range(2)], third)
+
+
+def test_the_run_decides_on_its_streams_once():
+    assert choose_streams(4) == 4
+    assert choose_streams(4, asked=8) == 8
+    assert choose_streams(2, asked=8, recorded=8) == 8  # exact: two processes, four streams each
+    assert choose_streams(1, recorded=4) == 4
+    assert choose_streams(3, recorded=4) == 3  # continues from the prefix
+    with pytest.raises(ValueError, match=r"data\.streams 6 does not divide over 4 data replicas"):
+        choose_streams(4, asked=6)
+    assert [share_streams(6, r, 3) for r in range(3)] == [(0, 1), (2, 3), (4, 5)]
+    with pytest.raises(ValueError, match="cannot be shared out"):
+        share_streams(4, 0, 3)
 
 
 def take_state(mixture):
@@ -192,7 +279,9 @@ def fail(batch):
         ({"expert": 0.0}, {}, "weights must be positive"),
         ({"expert": -1.0}, {}, "weights must be positive"),
         ({"expert": 1.0, "typo": 1.0}, {}, r"unknown sources \['typo'\]"),
-        ({"expert": 1.0}, {"replicas": 3}, "cannot be split"),
+        ({"expert": 1.0}, {"streams": 3}, "cannot be split into 3 streams"),
+        ({"expert": 1.0}, {"streams": 2, "own": (2,)}, "cannot own"),
+        ({"expert": 1.0}, {"streams": 2, "own": (1, 1)}, "cannot own"),
     ],
 )
 def test_bad_mixtures_are_refused(sources, to_sample, weights, options, problem):
@@ -229,6 +318,12 @@ def test_eval_batches_are_static_and_say_what_is_valid(sources, to_sample):
         check_batch(batch, SPEC, 4)
     assert [valid.tolist() for _, valid in batches] == [[True] * 4, [True, False, False, False]]
     assert [w for _, w in ids(batch for batch, _ in batches)] == [5, 1, 2, 9, 7, 7, 7, 7]
+    halves = [
+        list(eval_batches(sources["expert"], to_sample, 0, 4, [5, 1, 2, 9, 7], replica=r, replicas=2)) for r in range(2)
+    ]
+    for (whole, valid), (left, left_valid), (right, right_valid) in zip(batches, *halves, strict=True):
+        assert_equal([whole], [{key: np.concatenate([left[key], right[key]]) for key in whole}])
+        assert np.array_equal(valid, np.concatenate([left_valid, right_valid]))
 
 
 def test_transform_pickles(sources, to_sample):
