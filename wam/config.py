@@ -94,7 +94,7 @@ class ModelConfig:
     scan_layers: bool = True
     remat: str = "none"
     """What the backward pass recomputes of a block: `none`; `full` (keeps the block's input alone); `dots` (keeps the
-    outputs of matrix products)."""
+    outputs of linear maps)."""
     dtype: str = "float32"
     """Compute dtype; parameters, norms, softmax, time embedding, RoPE and losses stay float32."""
 
@@ -109,6 +109,8 @@ class ModelConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}")
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ValueError("model.attention 'cudnn' computes in bfloat16: set model.dtype to it, or choose xla")
         if self.action_horizon % self.steps_per_token:
             raise ValueError(
                 f"model.action_horizon {self.action_horizon} is not a multiple of "

@@ -4,7 +4,7 @@
     python -m experiments.train    --config=experiments/configs/metaworld_mt10.py --workdir=runs/mt10
     python -m experiments.evaluate --checkpoint=runs/mt10 --report
 
-Not trained here: checked by shape (`jax.eval_shape`) and a few CPU steps only, so no result is claimed. The goal
+Not trained here: checked by shape (`jax.eval_shape`) only, so no result is claimed. The goal
 marker is drawn, because reach, push and pick-place cannot be solved without seeing the goal.
 """
 

@@ -4,7 +4,7 @@
     python -m experiments.train    --config=experiments/configs/metaworld_mt50.py --workdir=runs/mt50
     python -m experiments.evaluate --checkpoint=runs/mt50 --report
 
-Not trained here: checked by shape (`jax.eval_shape`) and a few CPU steps only, so no result is claimed.
+Not trained here: checked by shape (`jax.eval_shape`) only, so no result is claimed.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@
 
     parameters  171 M: video 118 M, action 44 M, other 10 M; 1,213 tokens a sample
     step        208 TFLOP for 256 samples: 66 ms on eight H100 at 40 % MFU (v6e 71 ms)
-    a device    19 GB, of them 16 GB activations (remat dots): fits an H100; a v5e with --config.model.remat=full
+    a device    16 GB, of them 13 GB activations (remat dots): fits an H100; a v5e with --config.model.remat=full
 
 TPUs have no cuDNN attention: add --config.model.attention=xla there. The window of 0.6 s is the longest that collected
 clips serve. Not trained here, so no result is claimed: built and planned by shape, and a few steps of the narrowed

@@ -83,7 +83,7 @@ def test_every_lever_needs_fewer_activations():
         setting_of(config, fsdp=4),
     ):
         assert device_bytes(changed).activations < 0.8 * base
-    longer = dataclasses.replace(config, grid=(16, 16))
+    longer = dataclasses.replace(config, grid=(16, 16), dtype="bfloat16")
     flash = dataclasses.replace(longer, attention="cudnn")
     assert device_bytes(setting_of(flash)).activations < 0.5 * device_bytes(setting_of(longer)).activations
 

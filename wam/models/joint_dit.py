@@ -30,7 +30,7 @@ from wam.config import ModelConfig
 from wam.models.attention import Keys, attend
 from wam.models.blocks import ExpertBlock, OutputHead
 from wam.models.dynamics_paths import Constant, Embodiments, ForwardPath, InversePath, accumulate
-from wam.models.layers import EmbodimentBank, Linear, SigmaEmbedder
+from wam.models.layers import PRODUCT, EmbodimentBank, Linear, SigmaEmbedder
 from wam.models.placement import gathered, place_tokens
 from wam.models.rotary import frame_positions, rope_angles, step_positions
 from wam.models.streams import Context, Noisy, Observation, Outputs, Stream, side_by_side
@@ -103,7 +103,7 @@ class JointDiT(nnx.Module):
             return body(nnx.merge(graph, state), carry, extra_layer)
 
         if self.config.remat != "none":
-            policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+            policies = {"full": None, "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT)}
             layer = jax.checkpoint(layer, prevent_cse=not self.config.scan_layers, policy=policies[self.config.remat])
         if self.config.scan_layers:
             return jax.lax.scan(layer, carry, (stacked, extra))

@@ -7,6 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+PRODUCT = "product"
+"""Name of every linear map's output, by which a remat policy keeps it."""
 
 
 def dense_init(axes: tuple[str | None, ...]):
@@ -29,7 +33,7 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Array) -> Array:
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        y = checkpoint_name(x.astype(self.dtype) @ self.kernel[...].astype(self.dtype), PRODUCT)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

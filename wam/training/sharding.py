@@ -58,7 +58,13 @@ def check_mesh(sizes: Mapping[str, int], model: ModelConfig, batch_size: int, ac
             f"train.batch_size {batch_size} does not divide into train.accumulate {accumulate} microbatches over "
             f"{ways} devices (data x fsdp)"
         )
-    for axis, what, size in (("tensor", "heads", model.heads), ("context", "patches of a frame", model.patches)):
+    splits = (
+        ("tensor", "heads", model.heads),
+        ("tensor", "columns of the video MLP", model.video_mlp),
+        ("tensor", "columns of the action MLP", model.action_mlp),
+        ("context", "patches of a frame", model.patches),
+    )
+    for axis, what, size in splits:
         if size % sizes[axis]:
             raise ValueError(f"mesh.{axis} = {sizes[axis]} does not divide the {size} {what}")
 
