@@ -59,7 +59,9 @@ def render(run: Run, options: Options) -> Submission:
         '  if [ "$before" -eq "$told" ]; then break; fi',
         "done",
         "# Saved, or told to stop before there was anything to save.",
-        f'if [ "$code" -eq {STOPPED} ] || {{ [ "$told" -gt 0 ] && [ "$code" -eq 143 ]; }}; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        f'if [ "$code" -eq {STOPPED} ] || {{ [ "$told" -gt 0 ] && [ "$code" -eq 143 ]; }}; then',
+        '  scontrol requeue "$SLURM_JOB_ID"',
+        "fi",
         'exit "$code"',
     ]
     return Submission(("sbatch", "--parsable"), "\n".join(lines) + "\n")
