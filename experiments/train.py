@@ -170,7 +170,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
             note = batches.set_state(data_state)
             said = f"train: resuming at step {int(state.step)} of {settings.steps}" + (f"; {note}" if note else "")
         if is_main:
-            print(said)
+            print(said, flush=True)
         first = int(state.step)
         tokenizer_arrays = data.fitted.tokenizer.to_state()[1]
         writer = metrics.Writer()

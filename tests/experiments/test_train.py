@@ -1,55 +1,145 @@
 """The real commands on real (tiny) data: resume bit for bit, refuse what does not fit."""
 
 import json
-import pathlib
+import random
 import shutil
+import signal
+import subprocess
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from tests.experiments.commands import run
+from data_pipelines.mixture import Mixture
+from experiments.configs.debug import get_config
+from experiments.recipe import Recipe, load_data
+from tests.experiments.commands import ROOT, run
+from tools import replay_step
+from tools.prove import survive
+from wam.checkpoint import read_everything
+from wam.training.metrics import read_rows
 
 pytestmark = pytest.mark.requires_sim
 
 
-def restored(workdir: pathlib.Path, step: int) -> dict:
-    """All items of a checkpoint as host arrays."""
-    handlers = {"params": ocp.StandardCheckpointHandler(), "train_state": ocp.StandardCheckpointHandler(),
-                "data": ocp.JsonCheckpointHandler(), "assets": ocp.JsonCheckpointHandler()}  # fmt: skip
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.CheckpointManager(workdir / "checkpoints", options=options, item_handlers=handlers) as manager:
-        out = {"data": manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]}
-        for item in ("params", "train_state"):
-            metadata = manager.item_metadata(step)[item]
-            like = jax.tree.map(
-                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), getattr(metadata, "tree", metadata)
-            )
-            out[item] = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(like)}))[item]
-    return out
+CONFIG = "--config=experiments/configs/debug.py"
 
 
 def test_resume_equals_the_uninterrupted_run_bit_for_bit(debug_run, tmp_path):
-    """Killed after the checkpoint at step 10 and started again: same parameters, moments, EMA, and next batch."""
+    """Killed after the checkpoint at step 10 and started again: same state, next batch and metrics."""
     again = tmp_path / "again"
     shutil.copytree(debug_run, again, symlinks=True)
     shutil.rmtree(again / "checkpoints" / "20")
-    result = run("train", "--config=experiments/configs/debug.py", f"--workdir={again}", "--noprogress",
-                 f"--config.data.root={debug_run / 'data'}")  # fmt: skip
+    result = run("train", CONFIG, f"--workdir={again}", "--noprogress", f"--config.data.root={debug_run / 'data'}")
     assert "resuming at step 10 of 20" in result.stdout
-    first, second = restored(debug_run, 20), restored(again, 20)
-    assert first["data"] == second["data"]
-    assert first["data"]["grain"] == {"next_index": 20}
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_array_equal(a, b)
-    rows = [[json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()] for w in (debug_run, again)]
-    volatile = ("seconds", "step_ms", "data_wait_share")
-    stable = [[{k: v for k, v in row.items() if k not in volatile} for row in of] for of in rows]
-    assert stable[0] == stable[1]
-    assert [row["step"] for row in stable[0] if row["split"] == "train"] == [5, 10, 15, 20]
+    same = survive.equal(debug_run, again, 20)
+    assert same == dict.fromkeys(("data", "parameters", "ema", "moments", "other", "metrics"), True)
+    _, data = read_everything(again, 20)
+    assert data["grain"] == {"next_index": 20}
+    assert [row["step"] for row in read_rows(again) if row["split"] == "train"] == [5, 10, 15, 20]
+
+
+def test_the_proof_sees_a_difference(debug_run, tmp_path):
+    """Step 10 is not step 20: what the proof and the tests call equal would not be, were it another state."""
+    other = tmp_path / "other"
+    shutil.copytree(debug_run / "checkpoints" / "10", other / "checkpoints" / "20")
+    assert survive.equal(debug_run, other, 20) == dict.fromkeys(
+        ("data", "parameters", "ema", "moments", "other", "metrics"), False
+    )
+
+
+def test_a_run_that_is_killed_and_stopped_ends_like_any_other(debug_run, tmp_path):
+    """SIGKILL at random instants and in the middle of a save, then SIGTERM: nothing is lost but time."""
+    workdir, data, rng = tmp_path / "run", debug_run / "data", random.Random(0)
+    workdir.mkdir()
+    for name in ("fitted.json", "fitted.npz"):
+        shutil.copy(debug_run / name, workdir)
+    command = survive.train_command(workdir, data, 20)
+    kills = [survive.kill_once("anywhere", workdir, data, 20, rng, startup=5.0)]
+    while not kills[-1]["during_a_save"]:
+        assert len(kills) < 5, kills
+        kills.append(survive.kill_once("save", workdir, data, 20, rng, startup=5.0))
+        assert not kills[-1]["finished"], kills
+    env = {**survive.ENV, "WAM_STOPPED_EXIT_CODE": "75"}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("train: ")
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    assert "stopped by SIGTERM after step" in said
+    assert process.returncode == 75
+    stopped = survive.newest_step(workdir)
+    assert 0 < stopped < 20
+    done = subprocess.run(command, cwd=ROOT, env=survive.ENV, capture_output=True, text=True, check=True, timeout=300)
+    assert f"resuming at step {stopped} of 20" in done.stdout
+    same = survive.equal(debug_run, workdir, 20)
+    assert same.pop("metrics") is False  # it saves more often, and every save ends a row
+    assert all(same.values()), same
+    assert (workdir / "mixture.json").read_text() == (debug_run / "mixture.json").read_text()
+
+
+def test_a_training_whose_steps_are_not_finite_stops_with_their_batches_on_record(debug_run, tmp_path):
+    """Statistics whose middle overflows: no batch with a robot's state gives a finite loss."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    shutil.copy(debug_run / "fitted.npz", workdir)
+    fitted = json.loads((debug_run / "fitted.json").read_text())
+    (state,) = fitted["statistics"]["state"].values()
+    state |= {"q01": [3e38] * 4, "q99": [3e38] * 4}
+    (workdir / "fitted.json").write_text(json.dumps(fitted))
+    result = run("train", CONFIG, f"--workdir={workdir}", f"--config.data.root={debug_run / 'data'}", "--noprogress",
+                 "--config.train.max_skipped=2", check=False)  # fmt: skip
+    assert result.returncode == 1
+    assert (
+        "train: the loss or its gradient was not finite in 2 steps in a row, the last one 2; checkpoints are intact"
+        in (result.stderr)
+    )
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in (workdir / "skipped").iterdir()) == ["step_1.json", "step_2.json"]
+    record = json.loads((workdir / "skipped" / "step_2.json").read_text())
+    assert (record["step"], record["seed"], record["loss"], len(record["samples"])) == (2, 0, "nan", 8)
+    recipe = Recipe.of(get_config())
+    batch = replay_step.rebuild(load_data(recipe, debug_run / "data", workdir), recipe.sources, record["samples"])
+    assert replay_step.faults(batch)[0].endswith(": state is not finite")
+
+
+def test_a_replayed_step_is_the_step_that_was_taken(debug_run, tmp_path):
+    """The first step starts from parameters that the seed alone decides: its replay gives the loss it had."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for name in ("fitted.json", "fitted.npz"):
+        shutil.copy(debug_run / name, workdir)
+    run("train", CONFIG, f"--workdir={workdir}", f"--config.data.root={debug_run / 'data'}", "--noprogress",
+        "--config.train.steps=1")  # fmt: skip
+    recipe = Recipe.of(get_config())
+    data = load_data(recipe, debug_run / "data", workdir)
+    mixture = Mixture(data.train, dict(recipe.config.data.weights), data.to_sample, batch_size=8, seed=0)
+    with mixture.iterator() as batches:
+        batch = next(batches)
+    samples = [{"source": recipe.sources[source], "window": int(window)} for source, window in batch["sample_id"]]
+    rebuilt = replay_step.rebuild(data, recipe.sources, samples)
+    for name, values in batch.items():
+        np.testing.assert_array_equal(rebuilt[name], values, err_msg=name)
+    record = {"step": 1, "seed": 0, "loss": "?", "grad_norm": "?", "samples": samples}
+    said = replay_step.replay(record, workdir, None)
+    assert "all inputs are finite" in said
+    assert sum(" window " in line for line in said) == 8
+    (row,) = (row for row in read_rows(workdir) if row["split"] == "train")
+    (found,) = (line.split() for line in said if line.startswith("loss"))
+    assert float(found[1].rstrip(",")) == pytest.approx(row["loss"], rel=1e-3)
+    assert float(found[-1]) == pytest.approx(row["grad_norm"], rel=1e-3)
+
+
+def test_a_damaged_checkpoint_is_one_sentence(debug_run, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(debug_run, broken, symlinks=True)
+    arrays = max((broken / "checkpoints" / "20" / "train_state").glob("**/d/*"), key=lambda path: path.stat().st_size)
+    arrays.write_bytes(arrays.read_bytes()[: arrays.stat().st_size // 2])
+    result = run("train", CONFIG, f"--workdir={broken}", "--noprogress", f"--config.data.root={debug_run / 'data'}",
+                 check=False)  # fmt: skip
+    assert result.returncode == 1
+    (sentence,) = result.stderr.strip().splitlines()
+    assert sentence.startswith("train: the checkpoint at step 20 of")
+    assert sentence.endswith("checkpoints/20 to continue from step 10")
 
 
 def test_a_finished_run_is_reused(debug_run):
@@ -69,7 +159,12 @@ def test_a_finished_run_is_reused(debug_run):
         (["--config.model.attention=flash"], "model.attention is 'flash'; choose from xla, chunked, cudnn"),
         (["--config.data.root=/nowhere"], "collect them with python -m experiments.collect"),
         (["--config.train.seed=5"], "holds a run with another config (config.train.seed: 0 there, 5 here)"),
-        (["--config.mesh.fsdp=3"], "mesh.fsdp = 3 does not divide the 1 devices"),
+        (
+            ["--config.train.best_metric=los"],
+            "train.best_metric 'los' is no metric of the validation; did you mean 'loss'?",
+        ),
+        (["--wandb=project"], "--wandb needs the package wandb: pip install wandb, or leave the flag out"),
+        (["--config.mesh.fsdp=3"], "mesh fsdp=3 does not divide the 1 devices"),
     ],
 )
 def test_bad_settings_get_one_sentence(debug_run, tmp_path, arguments, message):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "tools" / "prove" / "results" / "survive.json"
 CONFIG = "experiments/configs/debug.py"
+ENV = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}  # on one device
 TEMPORARY = "*.orbax-checkpoint-tmp"
 POLL = 0.002  # seconds; a save of this recipe lasts a tenth of one
 
@@ -76,7 +78,7 @@ def wait_for(kind: str, process: subprocess.Popen, workdir: Path, rng: random.Ra
 def kill_once(kind: str, workdir: Path, data: Path, steps: int, rng: random.Random, startup: float) -> dict[str, Any]:
     """Starts the training, kills it at a moment of this kind, and says what that hit."""
     with (workdir.parent / "log.txt").open("a") as log:
-        process = subprocess.Popen(train_command(workdir, data, steps), cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(train_command(workdir, data, steps), cwd=ROOT, env=ENV, stdout=log, stderr=log)
         start = time.time()
         try:
             struck = wait_for(kind, process, workdir, rng, startup)
@@ -136,9 +138,11 @@ def prove(workdir: Path, data: Path, *, kills: int, steps: int, seed: int) -> di
     undisturbed, killed, journal = workdir / "undisturbed", workdir / "killed", workdir / "kills.json"
     for directory in (undisturbed, killed):
         directory.mkdir(parents=True, exist_ok=True)
-    subprocess.run(train_command(undisturbed, data, steps), cwd=ROOT, check=True)  # compiles, for all that follow
+    subprocess.run(
+        train_command(undisturbed, data, steps), cwd=ROOT, env=ENV, check=True
+    )  # compiles, for all that follow
     start = time.monotonic()
-    subprocess.run(train_command(undisturbed, data, steps), cwd=ROOT, check=True)  # finds nothing left to do
+    subprocess.run(train_command(undisturbed, data, steps), cwd=ROOT, env=ENV, check=True)  # finds nothing left to do
     startup = time.monotonic() - start
     events = json.loads(journal.read_text()) if journal.exists() else []
     while len(events) < kills:
@@ -150,7 +154,7 @@ def prove(workdir: Path, data: Path, *, kills: int, steps: int, seed: int) -> di
         events.append(event)
         journal.write_text(json.dumps(events, indent=1))
         print(f"kill {len(events)} of {kills}: {event}", flush=True)
-    subprocess.run(train_command(killed, data, steps), cwd=ROOT, check=True)
+    subprocess.run(train_command(killed, data, steps), cwd=ROOT, env=ENV, check=True)
     return {"kills": len(events), "kills_during_a_save": sum(e["during_a_save"] for e in events),
             "equal": equal(undisturbed, killed, steps), "events": events}  # fmt: skip
 
@@ -166,7 +170,7 @@ def main() -> None:
     workdir = arguments.workdir.resolve()
     data = (arguments.data or workdir / "data").resolve()
     collect = [sys.executable, "-m", "experiments.collect", f"--config={CONFIG}", f"--out={data}"]
-    subprocess.run(collect, cwd=ROOT, check=True)
+    subprocess.run(collect, cwd=ROOT, env=ENV, check=True)
     found = prove(workdir, data, kills=arguments.kills, steps=arguments.steps, seed=arguments.seed)
 
     from experiments.provenance import provenance

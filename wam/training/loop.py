@@ -192,9 +192,9 @@ class Skips:
             (self._directory / f"step_{step}.json").write_text(json.dumps(record, indent=1))
         if self._in_a_row >= self._limit:
             raise NonFiniteError(
-                f"the loss or its gradient was not finite in {self._in_a_row} steps in a row, the last one {step}; the "
-                "last checkpoint is intact: lower optimizer.learning_rate, or look at the batches, which are in "
-                f"skipped/ (python -m tools.replay_step WORKDIR/skipped/step_{step}.json)"
+                f"the loss or its gradient was not finite in {self._in_a_row} steps in a row, the last one {step}; "
+                "checkpoints are intact: lower optimizer.learning_rate, or look at the batches, which are on record "
+                f"(python -m tools.replay_step WORKDIR/skipped/step_{step}.json)"
             )
 
 
