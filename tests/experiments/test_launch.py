@@ -107,7 +107,14 @@ TASK += 'open("started", "w").write(os.environ["EVIL"] + os.environ["JAX_LOCAL_D
 
 @pytest.mark.parametrize(
     ("code", "seconds", "number", "ends"),
-    [(75, 60, signal.SIGUSR1, 75), (75, 60, signal.SIGTERM, 75), (1, 60, signal.SIGTERM, 1), (0, 0, None, 0)],
+    [
+        (75, 60, signal.SIGUSR1, 75),
+        (75, 60, signal.SIGTERM, 75),
+        (143, 60, signal.SIGTERM, 143),
+        (1, 60, signal.SIGTERM, 1),
+        (143, 0, None, 0),
+        (0, 0, None, 0),
+    ],
 )
 def test_slurm_script_passes_signals_on_and_requeues(tmp_path, tools, code, seconds, number, ends):
     """The script itself, with stand-ins for srun and scontrol: a stopped run is requeued, others are not."""
@@ -127,10 +134,10 @@ def test_slurm_script_passes_signals_on_and_requeues(tmp_path, tools, code, seco
             time.sleep(0.05)
         time.sleep(0.1)
         job.send_signal(number)
-    assert job.wait(timeout=20) == ends
+    assert job.wait(timeout=20) == ends, text
     assert (tmp_path / "started").read_text() == HOSTILE + "0,1"
-    assert (tmp_path / "requeued").exists() == (ends == 75)
-    if ends == 75:
+    assert (tmp_path / "requeued").exists() == (ends in (75, 143))
+    if ends in (75, 143):
         assert (tmp_path / "requeued").read_text() == "requeue 17\n"
     assert not (tmp_path / "pwned").exists()
 
