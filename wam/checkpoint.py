@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,17 @@ JSONS = ("data", "assets", "fingerprints")
 
 # Orbax logs a background error with its traceback and then raises it: once, in one sentence, is enough.
 logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+
+_report_unraisable = sys.unraisablehook
+
+
+def _without_late_writes(unraisable: Any) -> None:
+    """After an error Orbax closes its event loop with other reads and writes on their way; each would print a trace."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        _report_unraisable(unraisable)
+
+
+sys.unraisablehook = _without_late_writes
 
 
 class SaveError(RuntimeError):
