@@ -30,12 +30,13 @@ def test_every_mode_of_one_checkpoint(policy, observation):
     assert memory == Memory(1)
     joint, _ = policy.infer(observation, memory, mode="joint")
     assert joint.actions.shape == (16, 4)
-    assert joint.video.shape == (4, 32, 32, 3)
-    assert joint.video.dtype == np.uint8
+    assert set(joint.video) == set(policy.imagined) == {"corner2", "topview"}
+    assert {(v.shape, v.dtype.name) for v in joint.video.values()} == {((4, 32, 32, 3), "uint8")}
+    assert not np.array_equal(joint.video["corner2"], joint.video["topview"])
     np.testing.assert_allclose(joint.video_seconds, [0.05, 0.1, 0.15, 0.2], rtol=1e-6)
     forward, _ = policy.infer(observation, mode="forward", actions=chunk.actions)
     assert forward.actions is None
-    assert forward.video.shape == (4, 32, 32, 3)
+    assert forward.video["topview"].shape == (4, 32, 32, 3)
     video, _ = policy.infer(observation, mode="video")
     assert video.actions is None
     assert policy.embodiments == ("sawyer_metaworld",)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ from wam.models.flops import forward_flops, stream_tokens
 from wam.training import memory
 from wam.training.chips import CHIPS, Chip
 from wam.training.memory import Setting, device_bytes
+from wam.training.sharding import AXES, check_mesh, mesh_shape
 
-AXES = ("data", "fsdp", "tensor", "context")
 USABLE = 0.92
 """Share of a chip's memory that a step may fill; the rest is the runtime's, the collectives' and fragmentation's."""
 
@@ -64,14 +65,15 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 def recipe_mesh(config: MeshConfig) -> dict[str, int]:
     """The recipe's own mesh, at its smallest."""
-    return {axis: max(1, getattr(config, axis)) for axis in AXES}
+    smallest = config if config.data > 0 else dataclasses.replace(config, data=1)
+    return mesh_shape(smallest, math.prod(getattr(smallest, axis) for axis in AXES))
 
 
 def setting_of(recipe: Recipe, mesh: dict[str, int]) -> Setting:
     """What decides the bytes of the recipe on a mesh; ValueError where they do not go together."""
     model, spec = recipe.by_shape()
     setting = Setting(model, recipe.objective, spec, mesh, recipe.train.batch_size, recipe.train.accumulate)
-    setting.check()
+    check_mesh(mesh, model, setting.batch_size, setting.accumulate)
     return setting
 
 
@@ -114,17 +116,23 @@ def _doublings(limit: int) -> Iterator[int]:
     return itertools.takewhile(lambda n: n <= limit, (2**i for i in itertools.count(1)))
 
 
-def advice(setting: Setting, chip: Chip) -> str:
-    """One sentence: the first lever, or the first two together, that make the setting fit the chip."""
-    pairs = (
+def changes(setting: Setting, chip: Chip) -> Iterator[tuple[str, Setting]]:
+    """Every lever and every two together; those that ask for more devices come after all others."""
+    single = list(levers(setting, chip))
+    pairs = [
         (f"{first} and {second}", further)
-        for first, changed in levers(setting, chip)
+        for first, changed in single
         # Only what is counted at once: changes of the rows, and of what is recomputed.
         if dataclasses.replace(changed.local(), remat=setting.model.remat) == setting.local()
         for second, further in levers(changed, chip)
-    )
+    ]
+    return iter(sorted([*single, *pairs], key=lambda change: change[1].devices > setting.devices))
+
+
+def advice(setting: Setting, chip: Chip) -> str:
+    """One sentence: the first change that makes the setting fit the chip."""
     least, best = device_bytes(setting).total, ""
-    for name, changed in itertools.chain(levers(setting, chip), pairs):
+    for name, changed in changes(setting, chip):
         try:
             total = device_bytes(changed).total
         except ValueError:  # it does not divide
@@ -216,7 +224,7 @@ def chip_rows(setting: Setting, chips: list[Chip], mfu: float, step_flops: int, 
         fits = "no" if needed.total > usable else "close" if worst > usable else "yes"
         rows.append([chip.name, duration(seconds), per_day, size(needed.total), size(chip.hbm), fits])
         if there is not setting:
-            notes.append(f"{chip.name}: no {setting.model.attention} attention there; counted with xla")
+            notes.append(f"{chip.name}: no {setting.model.attention} attention there; counted with model.attention=xla")
         if fits == "no":
             notes.append(f"{chip.name}: {advice(there, chip)}")
     return [*table(rows), *([""] if notes else []), *notes]

@@ -40,8 +40,8 @@ class Chunk(NamedTuple):
 
     actions: np.ndarray | None
     """[K, raw action dim] in the robot's units"""
-    video: np.ndarray | None
-    """[T - 1, h, w, 3] uint8, the future of the first target view"""
+    video: dict[str, np.ndarray] | None
+    """camera -> [T - 1, h, w, 3] uint8, the future of every camera in `Policy.imagined`"""
     action_seconds: np.ndarray
     video_seconds: np.ndarray
 
@@ -90,6 +90,11 @@ class Policy:
     def cameras(self) -> tuple[str, ...]:
         """Cameras an observation must have."""
         return self.views
+
+    @property
+    def imagined(self) -> tuple[str, ...]:
+        """Cameras whose future the model denoises."""
+        return tuple(self.views[i] for i in self.config.target_views)
 
     @property
     def embodiments(self) -> tuple[str, ...]:
@@ -177,7 +182,7 @@ class Policy:
         chunks = []
         for i, observation in enumerate(observations):
             raw = None if action is None else self.raw_actions(action[i], observation)
-            frames = None if video is None else video[i, 0]
+            frames = None if video is None else dict(zip(self.imagined, video[i], strict=True))
             chunks.append(Chunk(raw, frames, self.action_seconds, self.frame_seconds[1:]))
         return chunks
 

@@ -81,6 +81,7 @@ def _demo() -> ConfigDict:
                 "validation_windows": 64,
                 "weights": {"expert": 0.62, "play": 0.32, "ego": 0.06},
                 "threads": 2,
+                "streams": 0,  # the data are dealt out into; 0: as many as groups of processes read when the run begins
             },
             "tokenizer": to_dict(TokenizerConfig(patch=16, frames_per_latent=2, channels=128, power=0.5)),
             "text": to_dict(TextConfig(tokens=6, dim=64)),

@@ -4,10 +4,13 @@
     python -m experiments.train   --config=experiments/configs/small.py --workdir=runs/small
     python tools/plan.py          --config=experiments/configs/small.py --mesh data=8
 
-PLAN
+    parameters  171 M: video 118 M, action 44 M, other 10 M; 1,213 tokens a sample
+    step        208 TFLOP for 256 samples: 66 ms on eight H100 at 40 % MFU (v6e 71 ms)
+    a device    19 GB, of them 16 GB activations (remat dots): fits an H100; a v5e with --config.model.remat=full
 
-Not trained here: built by shape, planned, and its path run narrowed on a CPU (`tests/experiments/test_configs.py`), so
-no result is claimed. The window of 0.6 s is the longest that collected clips serve.
+TPUs have no cuDNN attention: add --config.model.attention=xla there. The window of 0.6 s is the longest that collected
+clips serve. Not trained here, so no result is claimed: built and planned by shape, and a few steps of the narrowed
+recipe run on a CPU in the tests.
 """
 
 from ml_collections import ConfigDict
@@ -30,8 +33,10 @@ def get_config() -> ConfigDict:
         remat="dots",
         target_views=(0, 1),
         video_prediction="velocity",
-        # The path's weights grow with patches x width: narrow here, where attention has the time to learn.
-        lead_width=64,
+        # The paths' weights grow with patches x width: narrow here, where attention has the time to learn.
+        lead_width=32,
+        inverse_width=256,
+        inverse_channels=8,
     )
     config.mesh.update(data=-1, fsdp=1)
     config.optimizer.update(learning_rate=3e-4, warmup_steps=1000, ema_decay=0.999)

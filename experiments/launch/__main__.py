@@ -1,4 +1,4 @@
-"""Launches a run, or a sweep of runs, on a cluster or on this machine.
+r"""Launches a run, or a sweep of runs, on a cluster or on this machine.
 
     python -m experiments.launch --backend=slurm --config=experiments/configs/demo.py --workdir=runs/demo \
         --nodes=4 --gpus_per_node=8 --partition=gpu --dry_run
@@ -21,23 +21,27 @@ from experiments import cli
 from experiments.launch import options
 from experiments.launch.launcher import BACKENDS, launch, split_arguments
 
-_BACKEND = flags.DEFINE_enum("backend", None, list(BACKENDS), "Where to run.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run as its machines see it; of a sweep, the one above."
-)
-_LOCAL_WORKDIR = flags.DEFINE_string("local_workdir", "", "Where launch.json goes on this machine; by default the "
-                                     "workdir itself (slurm, local) or runs/NAME.")  # fmt: skip
-_SWEEP = flags.DEFINE_multi_string("sweep", [], "'key=1,2 * key=3,4' or FILE.py; several multiply.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print exactly what would be submitted, and do nothing.")
+
+def define_flags() -> None:
+    flags.DEFINE_enum("backend", None, list(BACKENDS), "Where to run.")
+    flags.DEFINE_string("workdir", None, "Directory of the run as its machines see it; of a sweep, the one above.")
+    flags.DEFINE_string("local_workdir", "", "Where launch.json goes on this machine; by default the workdir itself "
+                        "(slurm, local) or runs/NAME.")  # fmt: skip
+    flags.DEFINE_multi_string("sweep", [], "'key=1,2 * key=3,4' or FILE.py; several multiply.")
+    flags.DEFINE_bool("dry_run", False, "Print exactly what would be submitted, and do nothing.")
+    flags.mark_flags_as_required(["backend", "workdir"])
+    options.define_flags()
+    flags.adopt_module_key_flags(options)
 
 
 def main(argv: list[str], recipe: list[str], extra: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"launch: unknown argument {argv[1]!r}; arguments of the run itself follow `--`")
+    given = flags.FLAGS
     try:
         launch(
-            _BACKEND.value, recipe, _WORKDIR.value, options.from_flags(), sweeps=_SWEEP.value, extra=extra,
-            local_workdir=_LOCAL_WORKDIR.value, dry_run=_DRY_RUN.value,
+            given.backend, recipe, given.workdir, options.from_flags(), sweeps=given.sweep, extra=extra,
+            local_workdir=given.local_workdir, dry_run=given.dry_run,
         )  # fmt: skip
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"launch: {error}")
@@ -45,8 +49,6 @@ def main(argv: list[str], recipe: list[str], extra: list[str]) -> None:
 
 if __name__ == "__main__":
     own, recipe, extra = split_arguments(sys.argv[1:])
-    options.define_flags()
-    flags.adopt_module_key_flags(options)
-    flags.mark_flags_as_required(["backend", "workdir"])
     sys.argv = ["launch", *own]
+    define_flags()
     cli.run(functools.partial(main, recipe=recipe, extra=extra))

@@ -100,9 +100,9 @@ class Processes:
     def _wait(self, children: list[subprocess.Popen], signals: list[int]) -> int | None:
         """Until all have ended; the first that failed, before any was made to end."""
         failed, deadline, told = None, float("inf"), 0
-        while any(child.poll() is None for child in children):
+        while None in (codes := [child.poll() for child in children]):
             if failed is None:
-                failed = next((i for i, child in enumerate(children) if child.returncode), None)
+                failed = next((i for i, code in enumerate(codes) if code), None)
                 if failed is not None and len(children) > 1:
                     _send(children, signal.SIGTERM)
                     # The others wait for the one that failed, they can hardly save.

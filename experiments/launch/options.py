@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -92,12 +93,19 @@ def _help(name: str) -> str:
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """A flag for every field."""
-    kinds = {int: flags.DEFINE_integer, str: flags.DEFINE_string, tuple: flags.DEFINE_multi_string}
+    kinds: dict[type, Callable] = {
+        int: flags.DEFINE_integer,
+        str: flags.DEFINE_string,
+        tuple: flags.DEFINE_multi_string,
+    }
     for field in dataclasses.fields(Options):
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         kinds[type(field.default)](field.name, default, field.metadata["help"], flag_values=flag_values)
 
 
 def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Options:
-    values = {field.name: flag_values[field.name].value for field in dataclasses.fields(Options)}
-    return Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Options):
+        value: Any = flag_values[field.name].value
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return Options(**values)

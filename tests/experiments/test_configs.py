@@ -105,10 +105,9 @@ def test_a_recipe_that_collects_nothing_has_no_shape_of_its_own():
         Recipe.of(config).by_shape()
 
 
-@pytest.mark.parametrize("name", ["metaworld_mt10", "small"])
-def test_a_few_steps_of_a_gpu_recipe_run_on_the_cpu(name):
-    """Their real code path (bf16, remat, groups of frames), narrowed: the loss of one batch falls."""
-    config = importlib.import_module(f"experiments.configs.{name}").get_config()
+def test_a_few_steps_of_a_gpu_recipe_run_on_the_cpu():
+    """`small` with its real code path (bf16, remat, r = 4, velocity), narrowed: the loss of one batch falls."""
+    config = importlib.import_module("experiments.configs.small").get_config()
     config.model.update(size="debug", lead_width=16, inverse_width=16, attention="xla")
     config.sim.render.size, config.tokenizer.channels = 32, 16
     recipe = Recipe.of(config)

@@ -14,7 +14,7 @@ from wam.models.joint_dit import create
 from wam.training import state
 
 TEXT = 7
-# Wide enough for products to dominate: what XLA counts beside them (norms, softmax, rotations) is a few per cent.
+# Wide enough for products to dominate: what XLA counts beside them (norms, softmax, rotations) is four per cent here.
 WIDE = ModelConfig(
     depth=2, heads=8, head_dim=32, video_width=256, video_mlp=1024, action_width=192, action_mlp=512, time_width=64,
     grid=(5, 6), latent_channels=32, latent_frames=3, cameras=2, action_horizon=32, steps_per_token=2, text_dim=64,
@@ -34,7 +34,7 @@ CASES = {
 
 
 def counted_by_xla(config: ModelConfig, objective: ObjectiveConfig, rows: int, *, gradient: bool = False) -> float:
-    """FLOPs of the loss (or of the loss and its gradient), compiled by shape."""
+    """FLOPs of the loss (or of its gradient) by XLA's cost analysis of the lowered program: nothing is compiled."""
     spec = dataclasses.replace(
         config.batch_spec(0, 0, TEXT), latent=(config.latent_frames, config.patches, config.latent_channels)
     )
@@ -48,8 +48,7 @@ def counted_by_xla(config: ModelConfig, objective: ObjectiveConfig, rows: int, *
         return sum(term.error.sum() for term in terms.values())
 
     function = jax.grad(loss) if gradient else loss
-    compiled = jax.jit(function).lower(params, apply.constants, batch, drawn).compile()
-    return compiled.cost_analysis()["flops"]
+    return jax.jit(function).lower(params, apply.constants, batch, drawn).cost_analysis()["flops"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -58,7 +57,7 @@ def test_the_forward_pass_agrees_with_xla(case):
     config = dataclasses.replace(WIDE, **changes)
     objective = ObjectiveConfig(**{"policy_draws": 2, **of_objective})
     ours = 2 * forward_flops(config, objective=objective, text_tokens=TEXT).total
-    assert counted_by_xla(config, objective, 2) / ours == pytest.approx(1.03, abs=0.03)
+    assert 1.0 < counted_by_xla(config, objective, 2) / ours < 1.06
 
 
 @pytest.mark.parametrize("case", ["dual", "two chunks"])
@@ -66,7 +65,7 @@ def test_a_training_step_is_three_forward_passes(case):
     config = dataclasses.replace(WIDE, **CASES[case][0])
     objective = ObjectiveConfig(policy_draws=2)
     ours = train_step_flops(config, objective, 2, text_tokens=TEXT)
-    assert counted_by_xla(config, objective, 2, gradient=True) / ours == pytest.approx(1.0, abs=0.05)
+    assert 0.98 < counted_by_xla(config, objective, 2, gradient=True) / ours < 1.06
 
 
 def test_a_scanned_model_is_why_there_is_a_formula():

@@ -52,29 +52,37 @@ def test_the_expected_step_is_work_over_rate():
 
 
 @pytest.mark.parametrize(
-    ("mesh", "changes", "chip", "lever"),
+    ("mesh", "model", "chip", "lever"),
     [
-        ("fsdp=8", {"remat": "none"}, "H100", "model.remat=dots"),
-        ("data=8", {}, "H100", "mesh data="),
-        ("fsdp=8", {}, "v5e", "train.accumulate="),
+        ("fsdp=8", {"remat": "none"}, "H100", "model.remat=dots would"),
+        ("fsdp=8", {}, "v5e", "model.remat=full would"),
+        ("data=8", {}, "v6e", "model.remat=full and mesh data="),
     ],
 )
-def test_the_advice_holds(mesh, changes, chip, lever):
+def test_the_advice_holds(mesh, model, chip, lever):
     """What is advised names the lever, and the setting it names does fit, as the sentence says."""
-    setting = plan.on_chip(plan.setting_of(recipe_of("base", **changes), plan.parse_mesh(mesh)), CHIPS[chip])
+    setting = plan.on_chip(plan.setting_of(recipe_of("base", **model), plan.parse_mesh(mesh)), CHIPS[chip])
     assert device_bytes(setting).total > plan.USABLE * CHIPS[chip].hbm
     said = plan.advice(setting, CHIPS[chip])
     assert said.startswith(lever), said
     name = said.split(" would bring it to ")[0]
-    changed = next(changed for found, changed in plan.levers(setting, CHIPS[chip]) if found == name)
+    changed = next(changed for found, changed in plan.changes(setting, CHIPS[chip]) if found == name)
     total = device_bytes(changed).total
     assert total <= plan.USABLE * CHIPS[chip].hbm
     assert said.endswith(plan.size(total))
 
 
+def test_what_cannot_be_helped_is_said():
+    setting = plan.setting_of(recipe_of("wan14b", remat="full"), plan.parse_mesh("data=1"))
+    # Primes, which no axis divides.
+    setting = dataclasses.replace(setting, model=dataclasses.replace(setting.model, heads=41, grid=(1, 487)))
+    tiny = dataclasses.replace(CHIPS["v5e"], hbm=1e6)
+    assert plan.advice(setting, tiny).startswith("no two changes suffice; the least is ")
+
+
 def test_a_chip_without_the_backend_is_counted_with_another():
     rows = plan.chip_rows(plan.setting_of(recipe_of("base"), plan.parse_mesh("fsdp=8")), [CHIPS["v5p"]], 0.4, 1, 1)
-    assert "v5p: no cudnn attention there; counted with xla" in rows
+    assert "v5p: no cudnn attention there; counted with model.attention=xla" in rows
 
 
 @pytest.mark.parametrize(
@@ -95,9 +103,9 @@ def test_a_bad_mesh_is_named(mesh, said):
 @pytest.mark.parametrize(
     ("mesh", "said"),
     [
-        ("data=7", "train.batch_size 256 does not divide over data=7 x fsdp=1 = 7; take a multiple of 7"),
-        ("fsdp=8,tensor=5", "mesh.tensor = 5 does not divide the 12 attention heads; choose from 1, 2, 3, 4, 6, 12"),
-        ("fsdp=8,context=3", "mesh.context = 3 does not divide the 256 patches of a frame; choose from 1, 2, 4"),
+        ("data=7", "train.batch_size 256 does not divide over 7 devices (data x fsdp)"),
+        ("fsdp=8,tensor=5", "mesh.tensor = 5 does not divide the 12 heads"),
+        ("fsdp=8,context=3", "mesh.context = 3 does not divide the 256 patches of a frame"),
     ],
 )
 def test_a_mesh_that_does_not_divide_is_named(mesh, said):
@@ -108,7 +116,7 @@ def test_a_mesh_that_does_not_divide_is_named(mesh, said):
 def test_accumulation_counts_into_the_batch():
     recipe = recipe_of("base")
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, accumulate=3))
-    with pytest.raises(ValueError, match=re.escape("data=1 x fsdp=8 x train.accumulate=3 = 24")):
+    with pytest.raises(ValueError, match="accumulate 3 microbatches"):
         plan.setting_of(recipe, plan.parse_mesh("fsdp=8"))
 
 
@@ -116,8 +124,6 @@ def test_bad_input_is_one_sentence():
     for arguments, said in (
         (("--config=experiments/configs/base.py", "--mesh=fsdp=9"), "plan: train.batch_size 256 does not divide"),
         (("--config=experiments/configs/base.py", "--chip=H1000"), "plan: unknown chip 'H1000'; choose from H100"),
-        (("--config=experiments/configs/bse.py",), "plan: there is no recipe experiments/configs/bse.py"),
-        (("--config=experiments/configs/base.py", "--config.model.remt=full"), "did you mean 'config.model.remat'?"),
     ):
         done = run(*arguments)
         assert done.returncode == 1, done.stdout

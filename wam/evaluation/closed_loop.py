@@ -183,7 +183,7 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
             made = predictions[episode.task, episode.layout]
             episode.recording["predicted"] = np.stack([c.actions for c in made])
             if made[0].video is not None:
-                episode.recording["imagined"] = np.stack([c.video for c in made])
+                episode.recording["imagined"] = np.stack([c.video[policy.imagined[0]] for c in made])
                 episode.recording["imagined_seconds"] = made[0].video_seconds
     return sorted(episodes, key=lambda e: (tasks.index(e.task), e.layout))
 

@@ -5,18 +5,23 @@ Everything here also works in a plain single process, where it costs nothing.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
 import json
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src.clusters import ClusterEnv  # what `jax.distributed.initialize` itself asks; there is no public face of it
+from jax._src import distributed as runtime  # its key-value store has no public face
+from jax._src.clusters import ClusterEnv  # nor have the clusters that `jax.distributed.initialize` knows
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -72,6 +77,8 @@ def initialize(*, timeout: int | None = None) -> None:
         "joined as process %d of %d: %d of %d devices are local",
         jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count(),
     )  # fmt: skip
+    # The first collective connects the processes, on CPUs waiting half a minute at most: now they are together.
+    multihost_utils.sync_global_devices("joined")
 
 
 def _integer(name: str, default: int) -> int:
@@ -109,42 +116,48 @@ def _detected() -> dict[str, Any] | None:
 
 def is_main() -> bool:
     """Is this the process that writes what all have in common? Collectives and checkpoints need every process."""
-    return jax.process_index() == 0
+    return runtime.global_state.process_id == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    """Waits until all processes are here, however long they take: no collective of a device is involved."""
+    if (client := runtime.global_state.client) is not None:
+        client.wait_at_barrier(f"wam/{name}/{next(_calls)}", _PATIENCE_MS)
+
+
+_calls = itertools.count()  # every process makes the same calls in the same order, so the numbers agree
+_PATIENCE_MS = 7 * 24 * 3600 * 1000  # a process that is gone ends the others long before
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """The JSON-able value that `make` returns on process 0, on every process.
+    """The JSON-able value that `make` returns on process 0, on every process; the others wait as long as it takes.
 
     Raises:
         ValueError: process 0 raised a ValueError or OSError; all processes end with its sentence instead of waiting.
     """
-    if jax.process_count() == 1:
+    client, key = runtime.global_state.client, f"wam/value/{next(_calls)}"
+    if client is None:
         return make()
-    text, problem = "", None
+    problem: Exception | None = None
     if is_main():
         try:
             text = json.dumps({"value": make()})
         except (ValueError, OSError) as error:
-            problem = error
-            text = json.dumps({"error": str(error)})
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text.encode()))))
-    padded = np.frombuffer(text.encode().ljust(size), np.uint8)[:size]
-    answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes())
-    if problem is not None:
-        raise problem
+            problem, text = error, json.dumps({"error": str(error)})
+        client.key_value_set(key, text)
+    answer = json.loads(client.blocking_key_value_get(key, _PATIENCE_MS))
     if "error" in answer:
-        raise ValueError(answer["error"])
+        with contextlib.suppress(RuntimeError):  # the store ends with process 0: all should have heard
+            client.wait_at_barrier(f"{key}/heard", 10_000)
+        raise problem or ValueError(answer["error"])
     return answer["value"]
 
 
 def main_first(make: Callable[[], T]) -> T:
-    """What `make` returns here, run on process 0 before the others: it writes what they then find. Errors as above."""
+    """What `make` returns here, run on process 0 before the others: it writes what they then find.
+
+    ValueError on all of them if process 0 raised a ValueError or OSError.
+    """
     made: list[T] = []
     from_main(lambda: made.append(make()))
     return made[0] if made else make()
@@ -156,22 +169,27 @@ def fail(sentence: str) -> NoReturn:
     One of several must not leave in the ordinary way: jax would wait a minute for the others, which wait for this one,
     and then abort with a dump. The others end when its heartbeat is missed, or at once by the launcher's hand.
     """
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
         sys.exit(sentence)
     sys.stdout.flush()
     print(sentence, file=sys.stderr, flush=True)
+    if is_main():
+        time.sleep(1)  # without its service the others abort: where they fail too, let them say so first
     os._exit(1)
 
 
-class Replica(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Replica:
     """Which share of the rows of every global batch a process feeds."""
 
     index: int
     count: int
 
 
-def data_replica(rows: NamedSharding, batch_size: int, *, process: int | None = None,
-                 process_of: Callable[[Any], int] = lambda device: device.process_index) -> Replica:  # fmt: skip
+def data_replica(
+    rows: NamedSharding, batch_size: int, *, process: int | None = None,
+    process_of: Callable[[Any], int] = lambda device: device.process_index,
+) -> Replica:  # fmt: skip
     """The data replica that a process belongs to: processes with equal rows belong to the same one.
 
     Where tensor or context axes span hosts, several processes hold the same rows and must read the same data, so data

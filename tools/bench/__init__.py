@@ -1,0 +1,1 @@
+"""Benchmarks: programs that answer one question each and are never timed tests. Results: README.md."""

@@ -1,0 +1,325 @@
+"""`JointDiT` (dual experts, one chunk) and its losses in PyTorch, by hand: the same network, not a port of the code.
+
+Written as a PyTorch user would for speed: layers in a ModuleList, `scaled_dot_product_attention`, noise-level groups
+modulated by broadcasting, and nothing computed whose result is not read (the state's queries, the last layer of the
+context after its keys).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from tools.bench.peers.torch_layers import (
+    EmbodimentBank,
+    ExpertBlock,
+    Keys,
+    Linear,
+    OutputHead,
+    Rotary,
+    SigmaEmbedder,
+    attend,
+    modulated_norm,
+    rotary,
+)
+from wam.config import ModelConfig, ObjectiveConfig
+
+Tensors = dict[str, Tensor]
+EXPERTS = ("video", "action")
+
+
+class JointDiT(nn.Module):
+    def __init__(self, config: ModelConfig, objective: ObjectiveConfig):
+        super().__init__()
+        if config.topology != "dual" or config.chunks != 1 or not (config.text_attention and config.lead_width
+                                                                   and config.inverse_width):  # fmt: skip
+            raise ValueError("the PyTorch peer is written for two experts, one chunk, text attention and both paths")
+        self.config, self.objective = config, objective
+        dtype = getattr(torch, config.dtype)
+        widths = {"video": (config.video_width, config.video_mlp), "action": (config.action_width, config.action_mlp)}
+
+        def per_expert(make) -> nn.ModuleDict:
+            return nn.ModuleDict({name: make(*widths[name]) for name in EXPERTS})
+
+        self.blocks = per_expert(
+            lambda width, mlp: nn.ModuleList(
+                ExpertBlock(width, mlp, config.heads, config.head_dim, dtype) for _ in range(config.depth)
+            )
+        )
+        self.sigma = per_expert(lambda width, _: SigmaEmbedder(config.time_width, width))
+        self.text_in = per_expert(lambda width, _: Linear(config.text_dim, width, dtype))
+        self.text_condition = per_expert(lambda width, _: Linear(config.text_dim, width))
+        C, Dv, Da = config.latent_channels, config.video_width, config.action_width
+        k, A, E = config.steps_per_token, config.action_dim, config.embodiments
+        self.history_in, self.video_in = Linear(C, Dv, dtype), Linear(2 * C, Dv, dtype)
+        self.view_embedding = nn.Parameter(torch.zeros(config.cameras, config.patches, Dv))
+        self.frame_embedding = nn.Parameter(torch.zeros(config.frames_per_chunk, 1, Dv))
+        self.action_in = EmbodimentBank(E, k * A, Da, dtype)
+        self.action_embedding = nn.Parameter(torch.zeros(1, config.action_tokens, Da))
+        self.state_in = EmbodimentBank(E, config.state_dim, Da, dtype)
+        self.null_text = nn.Parameter(torch.zeros(config.text_dim))
+        self.null_state, self.null_history = nn.Parameter(torch.zeros(Da)), nn.Parameter(torch.zeros(Dv))
+        self.video_head, self.action_norm = OutputHead(Dv, C), OutputHead(Da, 0)
+        self.action_out = EmbodimentBank(E, Da, k * A)
+        self.forward_path, self.inverse_path = ForwardPath(config), InversePath(config)
+        self.register_buffer("context_gain", torch.ones(2, C))
+        rows, columns = torch.meshgrid(*(torch.arange(n).float() for n in config.grid), indexing="ij")
+        self.register_buffer("patch_positions", torch.stack([rows.ravel(), columns.ravel()], -1))
+
+    # ------------------------------------------------------------------ inputs
+
+    def _grid_rotary(self, seconds: Tensor, views: int) -> Rotary:
+        """Positions of whole frames [B, frames] seen from `views` cameras, in the order (frame, view, patch)."""
+        B, frames = seconds.shape
+        P = len(self.patch_positions)
+        time = (seconds * self.config.latent_rate)[:, :, None, None, None].expand(B, frames, views, P, 1)
+        grid = self.patch_positions.expand(B, frames, views, P, 2)
+        return rotary(torch.cat([time, grid], -1).flatten(1, 3), self.config.head_dim)
+
+    def _time_rotary(self, seconds: Tensor) -> Rotary:
+        return rotary(F.pad((seconds * self.config.latent_rate)[..., None], (0, 2)), self.config.head_dim)
+
+    def _text(self, batch: Tensors, drop: Tensor) -> tuple[Tensor, Tensor]:
+        """Instruction [B, L, D] and mask; a dropped or empty one is a single null token."""
+        mask = batch["text_mask"]
+        empty = drop | ~mask.any(-1)
+        text = torch.where(empty[:, None, None], self.null_text, batch["text"])
+        only_first = torch.arange(mask.shape[1], device=mask.device) == 0
+        return text, torch.where(empty[:, None], only_first, mask)
+
+    def _encode_actions(self, action: Tensor, embodiment: Tensor) -> Tensor:
+        """[B, ..., K, A] -> [B, ..., Ka, D]."""
+        tokens = action.unflatten(-2, (-1, self.config.steps_per_token)).flatten(-2)
+        x = self.action_in(tokens, embodiment)
+        return x + self.action_embedding[0].to(x.dtype)
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(self, batch: Tensors, draws: Tensors) -> Tensors:
+        """The loss and its terms. `batch` is a `wam.batch` batch with latents, `draws` the step's random choices."""
+        cfg = self.config
+        targets = list(cfg.target_views)
+        latents, embodiment = batch["latents"], batch["embodiment"]
+        V = latents.shape[1]
+        R = draws["policy_sigma"].shape[-1]
+        state = batch["state"][:, 0] * batch["state_mask"][:, 0]
+        known_state = state * ~draws["drop_state"][:, None]
+        action, action_mask = batch["action"][:, 0], batch["action_mask"][:, 0]
+        frame_mask = batch["frame_mask"][:, 1:].unflatten(1, (cfg.frames_per_chunk, -1)).all(-1)
+
+        # Noise.
+        future = latents[:, targets, 1:].transpose(1, 2)  # [B, f, v, P, C]
+        noise_video, noise_action = draws["noise_video"][:, 0], draws["noise_action"][:, 0]
+        sigma_video, sigma_action = draws["sigma_video"][:, 0], draws["sigma_action"]
+        policy_noise, policy_sigma = draws["policy_noise"][:, 0], draws["policy_sigma"][:, 0]
+        video = torch.lerp(future, noise_video, sigma_video[:, :, None, None, None])
+        noisy_action = torch.lerp(action, noise_action, sigma_action[:, :, None])
+        repeated = torch.lerp(action[:, None].expand_as(policy_noise), policy_noise, policy_sigma[:, :, None, None])
+
+        # Context: the observed frame, the state, the instruction.
+        text, text_mask = self._text(batch, draws["drop_text"])
+        pooled = (text_mask[:, None] / text_mask.sum(-1)[:, None, None]) @ text
+        instruction = {n: linear(pooled) for n, linear in self.text_condition.items()}  # [B, 1, D]
+        text_in = {n: linear(text) for n, linear in self.text_in.items()}
+        clean = torch.zeros_like(sigma_action)
+        modulation = {n: e.modulation(e.condition(clean) + instruction[n]) for n, e in self.sigma.items()}
+        history = self.history_in(latents[:, :, 0] * self.context_gain[0])
+        view = self.view_embedding[batch["camera"]].to(history.dtype)
+        history = torch.where(draws["drop_history"][:, None, None, None], self.null_history.to(history.dtype), history)
+        history = (history + view).flatten(1, 2)[:, None]  # [B, 1, V P, D]
+        state_token = self.state_in(state[:, None], embodiment)
+        state_token = torch.where(draws["drop_state"][:, None, None], self.null_state.to(state_token.dtype),
+                                  state_token)[:, None]  # fmt: skip
+        current = latents[:, targets, 0].flatten(1, 2) * ~draws["drop_history"][:, None, None]
+
+        # Noisy streams: video frames; the action chunk and its further draws.
+        x = video.flatten(2, 3)
+        x = self.video_in(torch.cat([x, current[:, None].expand_as(x)], -1))
+        target_view = self.view_embedding[batch["camera"][:, targets]].flatten(1, 2)
+        x = x + target_view[:, None].to(x.dtype) + self.frame_embedding.to(x.dtype)
+        video_condition = self.sigma["video"].condition(sigma_video) + instruction["video"]
+        gate = draws["video_sees_action"] * (1 - sigma_action[:, 0]) * action_mask.any((1, 2))
+        code = self.forward_path.code(noisy_action, action_mask, batch, known_state, gate)
+        lead, shift = self.forward_path(code)
+        x, video_condition = x + lead.to(x.dtype), video_condition + shift
+        a = self._encode_actions(noisy_action * action_mask, embodiment)
+        estimate = self.inverse_path.frozen_estimate(video, current, frame_mask, known_state) * action_mask
+        seen = draws["action_sees_video"] * (1 - sigma_video.amax(-1))
+        a = a + self.inverse_path.tokens(estimate, seen).to(a.dtype)
+        more = self._encode_actions(repeated * action_mask[:, None], embodiment)
+        a = torch.cat([a[:, None], more], 1)  # [B, 1 + R, Ka, D]
+        action_condition = self.sigma["action"].condition(torch.cat([sigma_action, policy_sigma], 1))
+        action_condition = action_condition + instruction["action"]
+
+        # Who is where, and who sees whom.
+        seconds = batch["video_time"][:, :: cfg.frames_per_latent]
+        step_seconds = batch["action_time"][:, 0].unflatten(1, (-1, cfg.steps_per_token)).mean(-1)
+        places = {
+            "history": self._grid_rotary(seconds[:, :1], V),
+            "state": self._time_rotary(batch["action_time"][:, 0, :1]),
+            "video": self._grid_rotary(seconds[:, 1:], len(targets)),
+            "action": self._time_rotary(step_seconds.repeat(1, 1 + R)),
+        }
+        biases = self._biases(batch, draws, x.shape[1] * x.shape[2], R, text_mask, x.dtype)
+        noisy_modulation = {
+            "video": self.sigma["video"].modulation(video_condition),
+            "action": self.sigma["action"].modulation(action_condition),
+        }
+        for i in range(cfg.depth):
+            block = {n: self.blocks[n][i] for n in EXPERTS}
+            texts = {n: block[n].text_keys(text_in[n]) for n in EXPERTS}
+            mod = {n: block[n].modulation(modulation[n], x.dtype) for n in EXPERTS}
+            h = modulated_norm(history, *mod["video"][:2])
+            history_keys = block["video"].keys(h, places["history"])
+            state_keys = block["action"].keys(modulated_norm(state_token, *mod["action"][:2]), places["state"])
+            if i < cfg.depth - 1:
+                attended = attend(block["video"].queries(h, places["history"]), [history_keys], biases["history"])
+                history = block["video"].finish(history, attended, mod["video"], texts["video"], biases["text"])
+                # A state token sees itself alone: the softmax over one key is the value.
+                state_token = block["action"].finish(state_token, state_keys.v, mod["action"], texts["action"],
+                                                     biases["text"])  # fmt: skip
+            mod = {n: block[n].modulation(noisy_modulation[n], x.dtype) for n in EXPERTS}
+            xs = {"video": x, "action": a}
+            attended = self._attend(block, xs, [history_keys, state_keys], mod, places, biases)
+            x, a = (block[n].finish(xs[n], attended[n], mod[n], texts[n], biases["text"]) for n in EXPERTS)
+
+        out_video = self.video_head(x, video_condition).unflatten(2, (len(targets), -1))
+        decoded = self.action_out(self.action_norm(a, action_condition), embodiment)
+        decoded = decoded.unflatten(-1, (cfg.steps_per_token, -1)).flatten(2, 3)  # [B, 1 + R, K, A]
+        direct = self.inverse_path.estimate(future, current, frame_mask, known_state)
+        return self._losses(batch, draws, out_video, decoded, direct, frame_mask)
+
+    def _attend(self, block: dict[str, ExpertBlock], xs: Tensors, context: list[Keys], mod: dict, places: dict,
+                biases: Tensors) -> Tensors:  # fmt: skip
+        """Joint attention of the noisy streams, [B, N, L, H] per expert."""
+        h = {n: modulated_norm(xs[n], *mod[n][:2]) for n in EXPERTS}
+        q = {n: block[n].queries(h[n], places[n]) for n in EXPERTS}
+        keys = {n: block[n].keys(h[n], places[n]) for n in EXPERTS}
+        Ka, video = self.config.action_tokens, keys["video"]
+        chunk, more = keys["action"].take(slice(0, Ka)), keys["action"].take(slice(Ka, None))
+        seen_video = attend(q["video"], [*context, video, chunk], biases["video"])
+        seen_action = attend(q["action"][:, :, :Ka], [*context, chunk, video], biases["action"])
+        seen_draws = attend(q["action"][:, :, Ka:], [*context, more], biases["draw"])
+        return {"video": seen_video, "action": torch.cat([seen_action, seen_draws], 2)}
+
+    def _biases(self, batch: Tensors, draws: Tensors, video_tokens: int, R: int, text_mask: Tensor,
+                dtype: torch.dtype) -> Tensors:  # fmt: skip
+        """Additive biases [B, 1, 1 or L, T] per query block: missing views and states, closed gates, other draws."""
+        Ka = self.config.action_tokens
+        history = batch["view_mask"].repeat_interleave(self.config.patches, 1)
+        context = torch.cat([history, batch["state_mask"].any(-1)], 1)
+        B = len(context)
+        ones = torch.ones_like(context[:, :1])
+        by_video = (draws["video_sees_action"] > 0)[:, None].expand(B, Ka)
+        by_action = (draws["action_sees_video"] > 0)[:, None].expand(B, video_tokens)
+        group = torch.arange(R, device=context.device).repeat_interleave(Ka)
+        own = (group[:, None] == group[None]).expand(B, R * Ka, R * Ka)
+        masks = {
+            "history": history,
+            "text": text_mask,
+            "video": torch.cat([context, ones.expand(B, video_tokens), by_video], 1),
+            "action": torch.cat([context, ones.expand(B, Ka), by_action], 1),
+            "draw": torch.cat([context[:, None].expand(B, R * Ka, -1), own], 2),
+        }
+
+        def bias(mask: Tensor) -> Tensor:
+            mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
+            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -1e9)
+
+        return {name: bias(mask) for name, mask in masks.items()}
+
+    def _losses(self, batch: Tensors, draws: Tensors, video: Tensor, actions: Tensor, direct: Tensor,
+                frame_mask: Tensor) -> Tensors:  # fmt: skip
+        cfg, objective = self.config, self.objective
+        targets = list(cfg.target_views)
+        future = batch["latents"][:, targets, 1:].transpose(1, 2)
+        action, action_mask = batch["action"][:, 0], batch["action_mask"][:, 0]
+        copied = action_mask & batch["imitate"][:, :, None]
+        mask = torch.where(draws["imitates"][:, None, None], copied, action_mask) & draws["action_on"][:, None, None]
+        view = batch["view_mask"][:, targets]
+        video_mask = frame_mask[:, :, None] & view[:, None] & draws["video_on"][:, None, None]
+        target = future if cfg.video_prediction == "x" else draws["noise_video"][:, 0] - future
+        seen = frame_mask.any(-1) & view.any(-1)
+        terms = {
+            "video": mean(video - target, video_mask[..., None, None]),
+            "action": mean(actions[:, 0] - (draws["noise_action"][:, 0] - action), mask),
+            "policy": mean(actions[:, 1:] - (draws["policy_noise"][:, 0] - action[:, None]), copied[:, None]),
+            "inverse": mean(direct - action, action_mask & seen[:, None, None]),
+        }
+        weights = {"video": objective.video_weight, "action": objective.action_weight,
+                   "policy": objective.policy_weight, "inverse": objective.inverse_weight}  # fmt: skip
+        return terms | {"loss": sum(weights[name] * value for name, value in terms.items())}
+
+
+def mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean square over the active elements of the whole batch."""
+    mask = mask.expand(error.shape)
+    return torch.where(mask, error**2, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+class ForwardPath(nn.Module):
+    """Where the actions up to a frame lead, as a code that enters the frame's tokens and condition."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        r, width, H = config.frames_per_latent, config.video_width, config.lead_width
+        A, S, E = config.action_dim, config.state_dim, config.embodiments
+        self.encode = Linear(r * (A + S + 2 * config.lead_fourier) + S, H)
+        self.positions = nn.Parameter(torch.zeros(len(config.target_views) * config.patches, H, width))
+        self.shared, self.condition = Linear(H, width), Linear(H, width)
+        self.frames_per_latent = r
+        self.register_buffer("frequencies", torch.zeros(S, config.lead_fourier))
+        for name in ("center", "scale", "adds_up"):
+            self.register_buffer(name, torch.zeros(E, A))
+        self.register_buffer("lead", torch.zeros(E, config.frames_per_chunk * r, A + 1, S))
+
+    def code(self, action: Tensor, mask: Tensor, batch: Tensors, state: Tensor, gate: Tensor) -> Tensor:
+        """[B, f, H] from noisy actions [B, K, A] and the state [B, S]."""
+        embodiment = batch["embodiment"]
+        scale, center, adds_up = (c[embodiment][:, None] for c in (self.scale, self.center, self.adds_up))
+        raw = (action * scale + center) * mask
+        before = (batch["action_time"] < batch["video_time"][:, 1:, None] - 5e-4).float()  # [B, T', K]
+        latest = before - F.pad(before[..., 1:], (0, 1))
+        total = adds_up * (before @ raw) + (1 - adds_up) * (latest @ raw)
+        displacement = torch.einsum("BTA,BTAS->BTS", F.pad(total, (0, 1), value=1.0), self.lead[embodiment])
+        per_step = torch.where(adds_up > 0, action.shape[1] ** 0.5, 1.0)
+        expected = state[:, None] + displacement
+        phase = expected @ self.frequencies
+        features = torch.cat([total / (scale * per_step), expected, phase.sin(), phase.cos()], -1)
+        features = features.unflatten(1, (-1, self.frames_per_latent)).flatten(2)
+        start = state[:, None].expand(-1, features.shape[1], -1)
+        return F.silu(self.encode(torch.cat([features, start], -1))) * gate[:, None, None]
+
+    def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = torch.einsum("BfH,pHD->BfpD", code, self.positions) + F.linear(code, self.shared.weight)[:, :, None]
+        return tokens, F.linear(code, self.condition.weight)
+
+
+class InversePath(nn.Module):
+    """Actions regressed from the change of the latents per patch position."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        C, c, K, A = config.latent_channels, config.inverse_channels, config.action_horizon, config.action_dim
+        positions = len(config.target_views) * config.patches
+        self.future, self.current = Linear(C, c), Linear(C, c)
+        self.hidden = Linear(config.frames_per_chunk * positions * c + config.state_dim, config.inverse_width)
+        self.direct = Linear(config.inverse_width, K * A)
+        self.to_tokens = Linear(config.steps_per_token * A, config.action_width)
+        self.action_dim, self.action_tokens = A, config.action_tokens
+
+    def estimate(self, video: Tensor, current: Tensor, frame_mask: Tensor, state: Tensor) -> Tensor:
+        """[B, K, A] from latents [B, f, v, P, C], the observation [B, v P, C], masks [B, f] and the state [B, S]."""
+        change = (self.future(video.flatten(2, 3)) - self.current(current)[:, None]) * frame_mask[:, :, None, None]
+        hidden = self.hidden(torch.cat([change.flatten(1), state], -1))
+        return self.direct(F.gelu(hidden, approximate="tanh")).unflatten(-1, (-1, self.action_dim))
+
+    def frozen_estimate(self, *inputs: Tensor) -> Tensor:
+        """The estimate as the action tokens read it: its inputs are data, so nothing here needs a gradient."""
+        with torch.no_grad():
+            return self.estimate(*inputs)
+
+    def tokens(self, estimate: Tensor, gate: Tensor) -> Tensor:
+        seen = (estimate * gate[:, None, None]).unflatten(1, (self.action_tokens, -1)).flatten(2)
+        return F.linear(seen, self.to_tokens.weight)
