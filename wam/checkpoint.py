@@ -289,7 +289,9 @@ class _Reader:
     def _reporting(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # Orbax raises a bare Exception for files that are too short
             raise self._damage(_reason(error)) from error
 
     def _damage(self, what: str) -> ValueError:
@@ -342,6 +344,8 @@ def _describe(x: Any) -> str:
 
 def _reason(error: Exception) -> str:
     """The shortest honest account of an error: the system's words where there is an error number."""
+    while type(error) is Exception and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # Orbax wraps the storage's words in pages of its own
     found = re.search(r"os_error_code='(\d+)'", str(error))
     number = int(found.group(1)) if found else getattr(error, "errno", None)
     text = os.strerror(number) if number else (str(error).splitlines() or [type(error).__name__])[0]
