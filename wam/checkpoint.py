@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,17 @@ JSONS = ("data", "assets", "fingerprints")
 
 # Orbax logs a background error with its traceback and then raises it: once, in one sentence, is enough.
 logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+
+_report_unraisable = sys.unraisablehook
+
+
+def _without_late_writes(unraisable: Any) -> None:
+    """After an error Orbax closes its event loop with other reads and writes on their way; each would print a trace."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        _report_unraisable(unraisable)
+
+
+sys.unraisablehook = _without_late_writes
 
 
 class SaveError(RuntimeError):
@@ -277,7 +289,9 @@ class _Reader:
     def _reporting(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # Orbax raises a bare Exception for files that are too short
             raise self._damage(_reason(error)) from error
 
     def _damage(self, what: str) -> ValueError:
@@ -330,6 +344,8 @@ def _describe(x: Any) -> str:
 
 def _reason(error: Exception) -> str:
     """The shortest honest account of an error: the system's words where there is an error number."""
+    while type(error) is Exception and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # Orbax wraps the storage's words in pages of its own
     found = re.search(r"os_error_code='(\d+)'", str(error))
     number = int(found.group(1)) if found else getattr(error, "errno", None)
     text = os.strerror(number) if number else (str(error).splitlines() or [type(error).__name__])[0]
