@@ -70,7 +70,7 @@ def make(spec: dict[str, Any]) -> TorchTrain:
     others = [p for p in model.parameters() if p.ndim <= 1]
     rng = np.random.default_rng(spec["seed"])
     draws: list[dict[str, np.ndarray]] = [
-        {"noise": rng.standard_normal(latents.shape, np.float32), "sigma": rng.random(B, np.float32)}
+        {"noise": rng.standard_normal(latents.shape, np.float32), "sigma": rng.random((B,), np.float32)}
         for _ in range(spec["checked_steps"])
     ]
     inputs = on_device({"latents": latents, "text": batch["text"]}, spec["device"])
