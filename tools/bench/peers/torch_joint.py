@@ -7,6 +7,8 @@ context after its keys).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -14,19 +16,82 @@ from torch import Tensor, nn
 from tools.bench.peers.torch_layers import (
     EmbodimentBank,
     ExpertBlock,
-    Keys,
     Linear,
     OutputHead,
     Rotary,
+    RotaryEmbedding,
     SigmaEmbedder,
     attend,
     modulated_norm,
-    rotary,
 )
+from tools.bench.peers.torch_paths import ForwardPath, InversePath
 from wam.config import ModelConfig, ObjectiveConfig
 
 Tensors = dict[str, Tensor]
 EXPERTS = ("video", "action")
+
+
+class Tokens(NamedTuple):
+    """Tokens [B, G, n, D] on their way through the layers."""
+
+    history: Tensor
+    state: Tensor
+    video: Tensor
+    action: Tensor
+    """The chunk, then its further draws, one group each."""
+
+
+class Fixed(NamedTuple):
+    """What every layer reads and none changes; per expert or per stream."""
+
+    text: Tensors
+    clean: Tensors
+    """Modulation [B, 1, 6, D] of the context."""
+    noisy: Tensors
+    """Modulation [B, G, 6, D] of the noisy streams."""
+    places: dict[str, Rotary]
+    biases: Tensors
+    """Additive attention biases, see `JointDiT._biases`."""
+
+
+class Layer(nn.ModuleDict):
+    """One layer of both experts: the context, then the noisy streams that see it."""
+
+    def __init__(self, config: ModelConfig, *, last: bool):
+        widths = {"video": (config.video_width, config.video_mlp), "action": (config.action_width, config.action_mlp)}
+        dtype = getattr(torch, config.dtype)
+        super().__init__({n: ExpertBlock(*widths[n], config.heads, config.head_dim, dtype) for n in EXPERTS})
+        self.action_tokens, self.last = config.action_tokens, last
+
+    def forward(self, tokens: Tokens, fixed: Fixed) -> Tokens:
+        history, state, *noisy = tokens
+        biases, places, dtype = fixed.biases, fixed.places, history.dtype
+        texts = {n: self[n].text_keys(fixed.text[n]) for n in EXPERTS}
+        mod = {n: self[n].modulation(fixed.clean[n], dtype) for n in EXPERTS}
+        h = modulated_norm(history, *mod["video"][:2])
+        history_keys = self["video"].keys_of(h, places["history"])
+        state_keys = self["action"].keys_of(modulated_norm(state, *mod["action"][:2]), places["state"])
+        if not self.last:
+            attended = attend(self["video"].queries(h, places["history"]), [history_keys], biases["history"])
+            history = self["video"].finish(history, attended, mod["video"], texts["video"], biases["text"])
+            # A state token sees itself alone: the softmax over one key is the value.
+            state = self["action"].finish(state, state_keys.v, mod["action"], texts["action"], biases["text"])
+
+        xs = dict(zip(EXPERTS, noisy, strict=True))
+        mod = {n: self[n].modulation(fixed.noisy[n], dtype) for n in EXPERTS}
+        hs = {n: modulated_norm(xs[n], *mod[n][:2]) for n in EXPERTS}
+        q = {n: self[n].queries(hs[n], places[n]) for n in EXPERTS}
+        keys = {n: self[n].keys_of(hs[n], places[n]) for n in EXPERTS}
+        Ka, context, video = self.action_tokens, [history_keys, state_keys], keys["video"]
+        chunk, more = keys["action"].take(slice(0, Ka)), keys["action"].take(slice(Ka, None))
+        seen_action = attend(q["action"][:, :, :Ka], [*context, chunk, video], biases["action"])
+        seen_draws = attend(q["action"][:, :, Ka:], [*context, more], biases["draw"])
+        seen = {
+            "video": attend(q["video"], [*context, video, chunk], biases["video"]),
+            "action": torch.cat([seen_action, seen_draws], 2),
+        }
+        return Tokens(history, state, *(self[n].finish(xs[n], seen[n], mod[n], texts[n], biases["text"])
+                                        for n in EXPERTS))  # fmt: skip
 
 
 class JointDiT(nn.Module):
@@ -37,19 +102,15 @@ class JointDiT(nn.Module):
             raise ValueError("the PyTorch peer is written for two experts, one chunk, text attention and both paths")
         self.config, self.objective = config, objective
         dtype = getattr(torch, config.dtype)
-        widths = {"video": (config.video_width, config.video_mlp), "action": (config.action_width, config.action_mlp)}
+        widths = {"video": config.video_width, "action": config.action_width}
 
         def per_expert(make) -> nn.ModuleDict:
-            return nn.ModuleDict({name: make(*widths[name]) for name in EXPERTS})
+            return nn.ModuleDict({name: make(width) for name, width in widths.items()})
 
-        self.blocks = per_expert(
-            lambda width, mlp: nn.ModuleList(
-                ExpertBlock(width, mlp, config.heads, config.head_dim, dtype) for _ in range(config.depth)
-            )
-        )
-        self.sigma = per_expert(lambda width, _: SigmaEmbedder(config.time_width, width))
-        self.text_in = per_expert(lambda width, _: Linear(config.text_dim, width, dtype))
-        self.text_condition = per_expert(lambda width, _: Linear(config.text_dim, width))
+        self.layers = nn.ModuleList(Layer(config, last=i == config.depth - 1) for i in range(config.depth))
+        self.sigma = per_expert(lambda width: SigmaEmbedder(config.time_width, width))
+        self.text_in = per_expert(lambda width: Linear(config.text_dim, width, dtype))
+        self.text_condition = per_expert(lambda width: Linear(config.text_dim, width))
         C, Dv, Da = config.latent_channels, config.video_width, config.action_width
         k, A, E = config.steps_per_token, config.action_dim, config.embodiments
         self.history_in, self.video_in = Linear(C, Dv, dtype), Linear(2 * C, Dv, dtype)
@@ -63,6 +124,7 @@ class JointDiT(nn.Module):
         self.video_head, self.action_norm = OutputHead(Dv, C), OutputHead(Da, 0)
         self.action_out = EmbodimentBank(E, Da, k * A)
         self.forward_path, self.inverse_path = ForwardPath(config), InversePath(config)
+        self.rotary = RotaryEmbedding(config.head_dim)
         self.register_buffer("context_gain", torch.ones(2, C))
         rows, columns = torch.meshgrid(*(torch.arange(n).float() for n in config.grid), indexing="ij")
         self.register_buffer("patch_positions", torch.stack([rows.ravel(), columns.ravel()], -1))
@@ -75,10 +137,10 @@ class JointDiT(nn.Module):
         P = len(self.patch_positions)
         time = (seconds * self.config.latent_rate)[:, :, None, None, None].expand(B, frames, views, P, 1)
         grid = self.patch_positions.expand(B, frames, views, P, 2)
-        return rotary(torch.cat([time, grid], -1).flatten(1, 3), self.config.head_dim)
+        return self.rotary(torch.cat([time, grid], -1).flatten(1, 3))
 
     def _time_rotary(self, seconds: Tensor) -> Rotary:
-        return rotary(F.pad((seconds * self.config.latent_rate)[..., None], (0, 2)), self.config.head_dim)
+        return self.rotary(F.pad((seconds * self.config.latent_rate)[..., None], (0, 2)))
 
     def _text(self, batch: Tensors, drop: Tensor) -> tuple[Tensor, Tensor]:
         """Instruction [B, L, D] and mask; a dropped or empty one is a single null token."""
@@ -88,6 +150,15 @@ class JointDiT(nn.Module):
         only_first = torch.arange(mask.shape[1], device=mask.device) == 0
         return text, torch.where(empty[:, None], only_first, mask)
 
+    def _observed(self, batch: Tensors, draws: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Future latents [B, f, v, P, C], the current frame [B, v P, C], masks of frames [B, f], the state [B, S]."""
+        targets, latents = list(self.config.target_views), batch["latents"]
+        future = latents[:, targets, 1:].transpose(1, 2)
+        current = latents[:, targets, 0].flatten(1, 2) * ~draws["drop_history"][:, None, None]
+        frame_mask = batch["frame_mask"][:, 1:].unflatten(1, (self.config.frames_per_chunk, -1)).all(-1)
+        state = batch["state"][:, 0] * batch["state_mask"][:, 0] * ~draws["drop_state"][:, None]
+        return future, current, frame_mask, state
+
     def _encode_actions(self, action: Tensor, embodiment: Tensor) -> Tensor:
         """[B, ..., K, A] -> [B, ..., Ka, D]."""
         tokens = action.unflatten(-2, (-1, self.config.steps_per_token)).flatten(-2)
@@ -96,20 +167,32 @@ class JointDiT(nn.Module):
 
     # ------------------------------------------------------------------ forward
 
+    def compile_parts(self, mode: str) -> None:
+        """torch.compile of everything, each layer apart: equal layers share one program, so it takes minutes less."""
+        for layer in self.layers:
+            layer.compile(dynamic=False, mode=mode)
+        self.embed = torch.compile(self.embed, dynamic=False, mode=mode)
+        self.losses = torch.compile(self.losses, dynamic=False, mode=mode)
+
     def forward(self, batch: Tensors, draws: Tensors) -> Tensors:
         """The loss and its terms. `batch` is a `wam.batch` batch with latents, `draws` the step's random choices."""
+        tokens, fixed, conditions = self.embed(batch, draws)
+        for layer in self.layers:
+            tokens = layer(tokens, fixed)
+        return self.losses(batch, draws, tokens.video, tokens.action, conditions)
+
+    def embed(self, batch: Tensors, draws: Tensors) -> tuple[Tokens, Fixed, Tensors]:
+        """Tokens of every stream, what the layers read beside them, and the noisy streams' conditions [B, G, D]."""
         cfg = self.config
         targets = list(cfg.target_views)
         latents, embodiment = batch["latents"], batch["embodiment"]
         V = latents.shape[1]
         R = draws["policy_sigma"].shape[-1]
         state = batch["state"][:, 0] * batch["state_mask"][:, 0]
-        known_state = state * ~draws["drop_state"][:, None]
         action, action_mask = batch["action"][:, 0], batch["action_mask"][:, 0]
-        frame_mask = batch["frame_mask"][:, 1:].unflatten(1, (cfg.frames_per_chunk, -1)).all(-1)
+        future, current, frame_mask, known_state = self._observed(batch, draws)
 
         # Noise.
-        future = latents[:, targets, 1:].transpose(1, 2)  # [B, f, v, P, C]
         noise_video, noise_action = draws["noise_video"][:, 0], draws["noise_action"][:, 0]
         sigma_video, sigma_action = draws["sigma_video"][:, 0], draws["sigma_action"]
         policy_noise, policy_sigma = draws["policy_noise"][:, 0], draws["policy_sigma"][:, 0]
@@ -131,7 +214,6 @@ class JointDiT(nn.Module):
         state_token = self.state_in(state[:, None], embodiment)
         state_token = torch.where(draws["drop_state"][:, None, None], self.null_state.to(state_token.dtype),
                                   state_token)[:, None]  # fmt: skip
-        current = latents[:, targets, 0].flatten(1, 2) * ~draws["drop_history"][:, None, None]
 
         # Noisy streams: video frames; the action chunk and its further draws.
         x = video.flatten(2, 3)
@@ -162,46 +244,9 @@ class JointDiT(nn.Module):
             "action": self._time_rotary(step_seconds.repeat(1, 1 + R)),
         }
         biases = self._biases(batch, draws, x.shape[1] * x.shape[2], R, text_mask, x.dtype)
-        noisy_modulation = {
-            "video": self.sigma["video"].modulation(video_condition),
-            "action": self.sigma["action"].modulation(action_condition),
-        }
-        for i in range(cfg.depth):
-            block = {n: self.blocks[n][i] for n in EXPERTS}
-            texts = {n: block[n].text_keys(text_in[n]) for n in EXPERTS}
-            mod = {n: block[n].modulation(modulation[n], x.dtype) for n in EXPERTS}
-            h = modulated_norm(history, *mod["video"][:2])
-            history_keys = block["video"].keys(h, places["history"])
-            state_keys = block["action"].keys(modulated_norm(state_token, *mod["action"][:2]), places["state"])
-            if i < cfg.depth - 1:
-                attended = attend(block["video"].queries(h, places["history"]), [history_keys], biases["history"])
-                history = block["video"].finish(history, attended, mod["video"], texts["video"], biases["text"])
-                # A state token sees itself alone: the softmax over one key is the value.
-                state_token = block["action"].finish(state_token, state_keys.v, mod["action"], texts["action"],
-                                                     biases["text"])  # fmt: skip
-            mod = {n: block[n].modulation(noisy_modulation[n], x.dtype) for n in EXPERTS}
-            xs = {"video": x, "action": a}
-            attended = self._attend(block, xs, [history_keys, state_keys], mod, places, biases)
-            x, a = (block[n].finish(xs[n], attended[n], mod[n], texts[n], biases["text"]) for n in EXPERTS)
-
-        out_video = self.video_head(x, video_condition).unflatten(2, (len(targets), -1))
-        decoded = self.action_out(self.action_norm(a, action_condition), embodiment)
-        decoded = decoded.unflatten(-1, (cfg.steps_per_token, -1)).flatten(2, 3)  # [B, 1 + R, K, A]
-        direct = self.inverse_path.estimate(future, current, frame_mask, known_state)
-        return self._losses(batch, draws, out_video, decoded, direct, frame_mask)
-
-    def _attend(self, block: dict[str, ExpertBlock], xs: Tensors, context: list[Keys], mod: dict, places: dict,
-                biases: Tensors) -> Tensors:  # fmt: skip
-        """Joint attention of the noisy streams, [B, N, L, H] per expert."""
-        h = {n: modulated_norm(xs[n], *mod[n][:2]) for n in EXPERTS}
-        q = {n: block[n].queries(h[n], places[n]) for n in EXPERTS}
-        keys = {n: block[n].keys(h[n], places[n]) for n in EXPERTS}
-        Ka, video = self.config.action_tokens, keys["video"]
-        chunk, more = keys["action"].take(slice(0, Ka)), keys["action"].take(slice(Ka, None))
-        seen_video = attend(q["video"], [*context, video, chunk], biases["video"])
-        seen_action = attend(q["action"][:, :, :Ka], [*context, chunk, video], biases["action"])
-        seen_draws = attend(q["action"][:, :, Ka:], [*context, more], biases["draw"])
-        return {"video": seen_video, "action": torch.cat([seen_action, seen_draws], 2)}
+        conditions = {"video": video_condition, "action": action_condition}
+        noisy = {n: self.sigma[n].modulation(condition) for n, condition in conditions.items()}
+        return Tokens(history, state_token, x, a), Fixed(text_in, modulation, noisy, places, biases), conditions
 
     def _biases(self, batch: Tensors, draws: Tensors, video_tokens: int, R: int, text_mask: Tensor,
                 dtype: torch.dtype) -> Tensors:  # fmt: skip
@@ -229,12 +274,17 @@ class JointDiT(nn.Module):
 
         return {name: bias(mask) for name, mask in masks.items()}
 
-    def _losses(self, batch: Tensors, draws: Tensors, video: Tensor, actions: Tensor, direct: Tensor,
-                frame_mask: Tensor) -> Tensors:  # fmt: skip
+    def losses(self, batch: Tensors, draws: Tensors, video: Tensor, action: Tensor, conditions: Tensors) -> Tensors:
+        """The weighted loss and its terms, from the tokens that leave the layers."""
         cfg, objective = self.config, self.objective
         targets = list(cfg.target_views)
-        future = batch["latents"][:, targets, 1:].transpose(1, 2)
-        action, action_mask = batch["action"][:, 0], batch["action_mask"][:, 0]
+        future, current, frame_mask, known_state = self._observed(batch, draws)
+        predicted = self.video_head(video, conditions["video"]).unflatten(2, (len(targets), -1))
+        decoded = self.action_out(self.action_norm(action, conditions["action"]), batch["embodiment"])
+        decoded = decoded.unflatten(-1, (cfg.steps_per_token, -1)).flatten(2, 3)  # [B, 1 + R, K, A]
+        direct = self.inverse_path.estimate(future, current, frame_mask, known_state)
+
+        actions, action_mask = batch["action"][:, 0], batch["action_mask"][:, 0]
         copied = action_mask & batch["imitate"][:, :, None]
         mask = torch.where(draws["imitates"][:, None, None], copied, action_mask) & draws["action_on"][:, None, None]
         view = batch["view_mask"][:, targets]
@@ -242,10 +292,10 @@ class JointDiT(nn.Module):
         target = future if cfg.video_prediction == "x" else draws["noise_video"][:, 0] - future
         seen = frame_mask.any(-1) & view.any(-1)
         terms = {
-            "video": mean(video - target, video_mask[..., None, None]),
-            "action": mean(actions[:, 0] - (draws["noise_action"][:, 0] - action), mask),
-            "policy": mean(actions[:, 1:] - (draws["policy_noise"][:, 0] - action[:, None]), copied[:, None]),
-            "inverse": mean(direct - action, action_mask & seen[:, None, None]),
+            "video": mean(predicted - target, video_mask[..., None, None]),
+            "action": mean(decoded[:, 0] - (draws["noise_action"][:, 0] - actions), mask),
+            "policy": mean(decoded[:, 1:] - (draws["policy_noise"][:, 0] - actions[:, None]), copied[:, None]),
+            "inverse": mean(direct - actions, action_mask & seen[:, None, None]),
         }
         weights = {"video": objective.video_weight, "action": objective.action_weight,
                    "policy": objective.policy_weight, "inverse": objective.inverse_weight}  # fmt: skip
@@ -256,70 +306,3 @@ def mean(error: Tensor, mask: Tensor) -> Tensor:
     """Mean square over the active elements of the whole batch."""
     mask = mask.expand(error.shape)
     return torch.where(mask, error**2, 0.0).sum() / mask.sum().clamp(min=1)
-
-
-class ForwardPath(nn.Module):
-    """Where the actions up to a frame lead, as a code that enters the frame's tokens and condition."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        r, width, H = config.frames_per_latent, config.video_width, config.lead_width
-        A, S, E = config.action_dim, config.state_dim, config.embodiments
-        self.encode = Linear(r * (A + S + 2 * config.lead_fourier) + S, H)
-        self.positions = nn.Parameter(torch.zeros(len(config.target_views) * config.patches, H, width))
-        self.shared, self.condition = Linear(H, width), Linear(H, width)
-        self.frames_per_latent = r
-        self.register_buffer("frequencies", torch.zeros(S, config.lead_fourier))
-        for name in ("center", "scale", "adds_up"):
-            self.register_buffer(name, torch.zeros(E, A))
-        self.register_buffer("lead", torch.zeros(E, config.frames_per_chunk * r, A + 1, S))
-
-    def code(self, action: Tensor, mask: Tensor, batch: Tensors, state: Tensor, gate: Tensor) -> Tensor:
-        """[B, f, H] from noisy actions [B, K, A] and the state [B, S]."""
-        embodiment = batch["embodiment"]
-        scale, center, adds_up = (c[embodiment][:, None] for c in (self.scale, self.center, self.adds_up))
-        raw = (action * scale + center) * mask
-        before = (batch["action_time"] < batch["video_time"][:, 1:, None] - 5e-4).float()  # [B, T', K]
-        latest = before - F.pad(before[..., 1:], (0, 1))
-        total = adds_up * (before @ raw) + (1 - adds_up) * (latest @ raw)
-        displacement = torch.einsum("BTA,BTAS->BTS", F.pad(total, (0, 1), value=1.0), self.lead[embodiment])
-        per_step = torch.where(adds_up > 0, action.shape[1] ** 0.5, 1.0)
-        expected = state[:, None] + displacement
-        phase = expected @ self.frequencies
-        features = torch.cat([total / (scale * per_step), expected, phase.sin(), phase.cos()], -1)
-        features = features.unflatten(1, (-1, self.frames_per_latent)).flatten(2)
-        start = state[:, None].expand(-1, features.shape[1], -1)
-        return F.silu(self.encode(torch.cat([features, start], -1))) * gate[:, None, None]
-
-    def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = torch.einsum("BfH,pHD->BfpD", code, self.positions) + F.linear(code, self.shared.weight)[:, :, None]
-        return tokens, F.linear(code, self.condition.weight)
-
-
-class InversePath(nn.Module):
-    """Actions regressed from the change of the latents per patch position."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        C, c, K, A = config.latent_channels, config.inverse_channels, config.action_horizon, config.action_dim
-        positions = len(config.target_views) * config.patches
-        self.future, self.current = Linear(C, c), Linear(C, c)
-        self.hidden = Linear(config.frames_per_chunk * positions * c + config.state_dim, config.inverse_width)
-        self.direct = Linear(config.inverse_width, K * A)
-        self.to_tokens = Linear(config.steps_per_token * A, config.action_width)
-        self.action_dim, self.action_tokens = A, config.action_tokens
-
-    def estimate(self, video: Tensor, current: Tensor, frame_mask: Tensor, state: Tensor) -> Tensor:
-        """[B, K, A] from latents [B, f, v, P, C], the observation [B, v P, C], masks [B, f] and the state [B, S]."""
-        change = (self.future(video.flatten(2, 3)) - self.current(current)[:, None]) * frame_mask[:, :, None, None]
-        hidden = self.hidden(torch.cat([change.flatten(1), state], -1))
-        return self.direct(F.gelu(hidden, approximate="tanh")).unflatten(-1, (-1, self.action_dim))
-
-    def frozen_estimate(self, *inputs: Tensor) -> Tensor:
-        """The estimate as the action tokens read it: its inputs are data, so nothing here needs a gradient."""
-        with torch.no_grad():
-            return self.estimate(*inputs)
-
-    def tokens(self, estimate: Tensor, gate: Tensor) -> Tensor:
-        seen = (estimate * gate[:, None, None]).unflatten(1, (self.action_tokens, -1)).flatten(2)
-        return F.linear(seen, self.to_tokens.weight)

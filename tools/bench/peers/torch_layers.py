@@ -90,15 +90,20 @@ class Rotary(NamedTuple):
     sin: Tensor
 
 
-def rotary(positions: Tensor, head_dim: int) -> Rotary:
+class RotaryEmbedding(nn.Module):
     """3-D rotary embedding of positions (time, row, column) [B, L, 3], the head split as in Wan 2.x."""
-    spatial = 2 * (head_dim // 6)
-    angles = []
-    for axis, size in enumerate((head_dim - 2 * spatial, spatial, spatial)):
-        frequencies = torch.tensor(10000.0 ** (-np.arange(0, size, 2) / size), dtype=torch.float32)
-        angles.append(positions[..., axis, None] * frequencies.to(positions.device))
-    joined = torch.cat(angles, -1)[:, None]
-    return Rotary(joined.cos(), joined.sin())
+
+    def __init__(self, head_dim: int):
+        super().__init__()
+        spatial = 2 * (head_dim // 6)
+        sizes = (head_dim - 2 * spatial, spatial, spatial)
+        frequencies = np.concatenate([10000.0 ** (-np.arange(0, size, 2) / size) for size in sizes])
+        self.register_buffer("frequencies", torch.tensor(frequencies, dtype=torch.float32))
+        self.register_buffer("axis", torch.tensor(np.repeat(np.arange(3), [size // 2 for size in sizes])))
+
+    def forward(self, positions: Tensor) -> Rotary:
+        angles = (positions[..., self.axis] * self.frequencies)[:, None]
+        return Rotary(angles.cos(), angles.sin())
 
 
 def rotate(x: Tensor, by: Rotary) -> Tensor:
@@ -154,7 +159,7 @@ class ExpertBlock(nn.Module):
     def queries(self, h: Tensor, by: Rotary) -> Tensor:
         return rotate(self.split(self.q_norm(self.q(h))), by)
 
-    def keys(self, h: Tensor, by: Rotary) -> Keys:
+    def keys_of(self, h: Tensor, by: Rotary) -> Keys:
         return Keys(rotate(self.split(self.k_norm(self.k(h))), by), self.split(self.v(h)))
 
     def text_keys(self, text: Tensor) -> Keys:
@@ -197,7 +202,7 @@ def load(model: nn.Module, params: dict[str, np.ndarray]) -> list[list[nn.Parame
         *path, leaf = name.split("/")
         stacked = path[:1] == ["blocks"]
         for layer in range(len(array)) if stacked else [0]:
-            where = [*path[:2], str(layer), *path[2:]] if stacked else path
+            where = ["layers", str(layer), *path[1:]] if stacked else path
             owner = ".".join([*where, ""])
             transposed = leaf == "kernel" and f"{owner}kernel" not in mine  # nn.Linear keeps [out, in]
             parameter = mine.pop(owner + ("weight" if transposed else leaf), None)

@@ -41,13 +41,14 @@ class TorchTrain:
         decays = [{"params": group, "weight_decay": self.config.weight_decay * (i == 0)}
                   for i, group in enumerate(groups)]  # fmt: skip
         self.optimizer = torch.optim.AdamW(decays, lr=0.0, betas=(self.config.b1, self.config.b2), fused=True)
-        self.eager = model
-        self.model = torch.compile(model, dynamic=False, mode=spec["compile"]) if spec["compile"] else model
+        self.model = model
+        if spec["compile"]:
+            model.compile_parts(spec["compile"])
         self.autocast = autocast and self.bf16
         self.done = 0
         self.note = ""
 
-    def _forward(self, model: nn.Module) -> dict[str, Tensor]:
+    def _forward(self) -> dict[str, Tensor]:
         draws = self.draws[self.done % len(self.draws)]
         with contextlib.ExitStack() as stack:
             if self.device.type == "cuda" and self.bf16:
@@ -56,11 +57,11 @@ class TorchTrain:
                 stack.enter_context(sdpa_kernel(order, set_priority=True))
             if self.autocast:
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
-            return model(self.batch, draws)
+            return self.model(self.batch, draws)
 
     def _step(self) -> dict[str, Tensor]:
         config = self.config
-        out = self._forward(self.model)
+        out = self._forward()
         out["loss"].backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -87,7 +88,7 @@ class TorchTrain:
     def _attention_note(self) -> str:
         """Which attention ran; RuntimeError if cuDNN's never did."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            self._forward(self.eager)
+            self._forward()
         calls = {event.key: event.count for event in profile.key_averages()}
         total = calls.get("aten::scaled_dot_product_attention", 0)
         if not calls.get(CUDNN_OP):
