@@ -164,3 +164,18 @@ def test_a_side_that_cannot_start_says_why(tmp_path):
         start_fake_side(tmp_path, lacks="no_such_package")
     with pytest.raises(WorkerError, match=r"ended with status 1: .*No module named tests\.tools\.nobody"):
         Worker("tests.tools.nobody", tmp_path / "spec.json", log=tmp_path / "other.txt", env=dict(os.environ))
+
+
+def test_a_busy_machine_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (64.0, 0.0, 0.0))
+    monkeypatch.setattr(harness, "cores", lambda: 2)
+    with pytest.raises(SystemExit, match=r"busy \(load 64\.0 on 2 cores\)"):
+        train.main(["--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quick_compiles_the_peer_of_one_case_alone():
+    compiled = [case for case in cases.CPU for side in train.peers_of(case, True) if side.compile]
+    assert compiled == [case for case in cases.CPU if case.quick]
+    assert len(compiled) == 1
+    assert all(len(train.peers_of(case, False)) == 2 for case in cases.CPU)

@@ -29,8 +29,12 @@ class Case:
     network: str = "joint"
     """`joint`: `JointDiT` with two experts against the same in PyTorch; `wan`: one expert, video alone, against Wan."""
     dtype: str = "float32"
+    remat: str = "none"
+    """What our backward pass recomputes; PyTorch's keeps the inputs of every operation and recomputes none."""
     steps: int = 1
     """Steps of a timed block."""
+    quick: bool = False
+    """With `--quick`, the case whose compiled peer is measured too: compiling PyTorch takes minutes."""
     isolate: bool = False
     """Each block in a fresh process: where two sides do not fit into the device's memory together."""
 
@@ -47,7 +51,7 @@ class Case:
         """Our network; `attention` is its backend."""
         common: dict[str, Any] = {"grid": self.grid, "latent_frames": self.frames, "views": 1, "latent_channels": 64,
                                   "video_prediction": "velocity", "attention": attention, "dtype": self.dtype,
-                                  "state_dim": 8, "action_dim": 7}  # fmt: skip
+                                  "remat": self.remat, "state_dim": 8, "action_dim": 7}  # fmt: skip
         size: dict[str, Any] = dict(NAMED_SIZES[self.size])
         if self.network == "wan":
             size |= {"action_width": size["video_width"], "action_mlp": size["video_mlp"], "topology": "shared"}
@@ -83,10 +87,11 @@ class Case:
 
 
 CPU = (
-    Case("tiny", (8, 8), 5, 12, steps=3),
-    Case("small", (6, 6), 5, 3),
-    Case("small", (6, 6), 5, 3, "wan"),
+    Case("tiny", (8, 8), 5, 12, remat="dots", steps=3),
+    Case("small", (6, 6), 5, 3, remat="dots", quick=True),
+    Case("small", (6, 6), 5, 3, "wan", remat="dots"),
 )
+"""`dots`, since residuals of elementwise operations fill the memory: `tiny` 486 MiB of temporaries, and 208 with it."""
 
 GPU = tuple(
     Case(size, grid, frames, batch, network, "bfloat16", steps=20, isolate=size == "base")

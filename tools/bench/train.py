@@ -1,7 +1,7 @@
 """How fast our training step is, against the same network hand-written in PyTorch and against diffusers' Wan.
 
     python -m tools.bench.train              # every case of this machine's device: CPU, or an NVIDIA GPU
-    python -m tools.bench.train --quick      # fewer repeats: about eight minutes on two CPU cores
+    python -m tools.bench.train --quick      # less of it: about ten minutes on two CPU cores
     python -m tools.bench.train --device=cuda --dry_run      # what would run, without running it
 
 Needs the extra `parity` (`pip install -e '.[parity]'`) and, on a GPU, `cuda`. Writes results/train-<chip>.json and
@@ -87,8 +87,8 @@ class Measured:
 class Bench:
     """One machine and one temporary folder for what the sides exchange."""
 
-    def __init__(self, device: str, device_name: str, folder: Path, repeats: int):
-        self.device, self.device_name, self.folder, self.repeats = device, device_name, folder, repeats
+    def __init__(self, device: str, device_name: str, folder: Path, quick: bool):
+        self.device, self.device_name, self.folder, self.quick = device, device_name, folder, quick
         self.numbers = itertools.count()
 
     # -------------------------------------------------------------- processes
@@ -143,7 +143,7 @@ class Bench:
         all start again with warm caches, and their blocks alternate.
         """
         place = self.prepare(case)
-        measured = [(side, Measured()) for side in (OURS, *PEERS[case.network])]
+        measured = [(side, Measured()) for side in (OURS, *peers_of(case, self.quick))]
         for side, got in measured:
             say(f"{case.name}: first steps of {side.label}")
             try:
@@ -161,7 +161,7 @@ class Bench:
         alive: dict[str, Worker] = {}
         calibration: list[float] = []
         try:
-            for label in harness.palindromes(list(running), self.repeats):
+            for label in harness.palindromes(list(running), 2 if self.quick else 5):
                 side, got = running[label]
                 if label not in alive:
                     alive[label] = self.start(side, case, place)
@@ -202,7 +202,7 @@ class Bench:
             same = case.network == "joint"
             their_flops = flops if same else theirs.metrics[1]["flops"]
             note = theirs.note.strip("; ") if same else wan_note(flops, theirs.metrics[1])
-            note += f"; {ours.note}" * bool(ours.note)
+            note += f"; {ours.note}" * bool(ours.note) + f"; our remat is {case.remat}" * (case.remat != "none")
             step, first, peak, share = (f"{case.name}: {w}" for w in ("step", "first step", "peak memory", "use"))
             out.append(harness.row(step, "ms", [1000 * s for s in ours.step], peer=side.peer,
                                    theirs=[1000 * s for s in theirs.step], note=note))  # fmt: skip
@@ -259,6 +259,10 @@ class Bench:
         ]  # fmt: skip
 
 
+def peers_of(case: Case, quick: bool) -> list[Side]:
+    return [side for side in PEERS[case.network] if case.quick or not (quick and side.compile)]
+
+
 def say(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
@@ -310,12 +314,13 @@ def find_device() -> tuple[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where nvidia-smi answers")
-    parser.add_argument("--quick", action="store_true", help="two repeats instead of five")
+    parser.add_argument("--quick", action="store_true", help="two repeats for five; PyTorch compiled in one case alone")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="cases whose name holds one of these words; `saving`")
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results file")
     parser.add_argument(
         "--append", action="store_true", help="keep the rows of other cases, if code and versions match"
     )
+    parser.add_argument("--busy", action="store_true", help="measure although other programs keep the cores busy")
     parser.add_argument("--dry_run", action="store_true", help="print the cases and stop")
     arguments = parser.parse_args(argv)
     found, name = find_device()
@@ -329,18 +334,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"bench: no case holds {words}; there are: saving; {'; '.join(case.name for case in chosen)}")
     if arguments.dry_run:
         for case in wanted:
-            peers = ", ".join(side.peer for side in PEERS[case.network])
+            peers = ", ".join(side.peer for side in peers_of(case, arguments.quick))
             print(f"{case.name}: {1e-12 * case.flops:.3g} TFLOP a step, {case.steps} steps a block, against {peers}")
         print(f"saving: {saving.name}" if with_saving else "saving: not asked for")
         return
     if device != found:
         sys.exit(f"bench: --device={device}, but this machine has {name}")
+    load = os.getloadavg()[0]
+    if load > harness.cores() / 2 and not arguments.busy:
+        sys.exit(
+            f"bench: the machine is busy (load {load:.1f} on {harness.cores()} cores) and PyTorch's threads wait for "
+            "each other: wait until it is quiet, or measure all the same with --busy"
+        )
     command = " ".join(["python -m tools.bench.train", *(sys.argv[1:] if argv is None else argv)])
     result = harness.provenance("train", command, name)
     try:
         harness.results_path(result, arguments.out)  # refuse before the work, not after it
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            bench = Bench(device, name, Path(folder), 2 if arguments.quick else 5)
+            bench = Bench(device, name, Path(folder), arguments.quick)
             rows: list[dict[str, Any]] = []
             for size in dict.fromkeys(c.size for c in wanted if c.network == "joint" and c.dtype == "bfloat16"):
                 bench.check(next(case for case in wanted if case.size == size))

@@ -124,6 +124,7 @@ class JointDiT(nn.Module):
         self.video_head, self.action_norm = OutputHead(Dv, C), OutputHead(Da, 0)
         self.action_out = EmbodimentBank(E, Da, k * A)
         self.forward_path, self.inverse_path = ForwardPath(config), InversePath(config)
+        self.first, self.last = self.embed, self.losses  # replaced where they are compiled
         self.rotary = RotaryEmbedding(config.head_dim)
         self.register_buffer("context_gain", torch.ones(2, C))
         rows, columns = torch.meshgrid(*(torch.arange(n).float() for n in config.grid), indexing="ij")
@@ -171,15 +172,15 @@ class JointDiT(nn.Module):
         """torch.compile of everything, each layer apart: equal layers share one program, so it takes minutes less."""
         for layer in self.layers:
             layer.compile(dynamic=False, mode=mode)
-        self.embed = torch.compile(self.embed, dynamic=False, mode=mode)
-        self.losses = torch.compile(self.losses, dynamic=False, mode=mode)
+        self.first = torch.compile(self.embed, dynamic=False, mode=mode)
+        self.last = torch.compile(self.losses, dynamic=False, mode=mode)
 
     def forward(self, batch: Tensors, draws: Tensors) -> Tensors:
         """The loss and its terms. `batch` is a `wam.batch` batch with latents, `draws` the step's random choices."""
-        tokens, fixed, conditions = self.embed(batch, draws)
+        tokens, fixed, conditions = self.first(batch, draws)
         for layer in self.layers:
             tokens = layer(tokens, fixed)
-        return self.losses(batch, draws, tokens.video, tokens.action, conditions)
+        return self.last(batch, draws, tokens.video, tokens.action, conditions)
 
     def embed(self, batch: Tensors, draws: Tensors) -> tuple[Tokens, Fixed, Tensors]:
         """Tokens of every stream, what the layers read beside them, and the noisy streams' conditions [B, G, D]."""
