@@ -77,6 +77,8 @@ class Measured:
 
     metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)
     first_step: float = 0.0
+    agreed: str = ""
+    """How nearly its first steps agree with ours."""
     note: str = ""
     step: list[float] = dataclasses.field(default_factory=list)
     ceiling: list[float] = dataclasses.field(default_factory=list)
@@ -154,9 +156,9 @@ class Bench:
                 got.failed = str(error)
                 say(got.failed)
                 continue
-            got.metrics, got.first_step, got.note = worker.metrics, worker.first_step, worker.note
+            got.metrics, got.first_step = worker.metrics, worker.first_step
             if case.network == "joint" and side is not OURS:
-                got.note += f"; {check_equal(measured[0][1].metrics, got.metrics, case.dtype)}"
+                got.agreed = check_equal(measured[0][1].metrics, got.metrics, case.dtype)
         running = {side.label: (side, got) for side, got in measured if not got.failed}
         alive: dict[str, Worker] = {}
         calibration: list[float] = []
@@ -165,6 +167,7 @@ class Bench:
                 side, got = running[label]
                 if label not in alive:
                     alive[label] = self.start(side, case, place)
+                    got.note = alive[label].note
                 calibration.append(harness.calibrate())
                 block = alive[label].block(case.steps, MATMUL[self.device])
                 got.step.append(block["step"])
@@ -201,8 +204,9 @@ class Bench:
                 continue
             same = case.network == "joint"
             their_flops = flops if same else theirs.metrics[1]["flops"]
-            note = theirs.note.strip("; ") if same else wan_note(flops, theirs.metrics[1])
-            note += f"; {ours.note}" * bool(ours.note) + f"; our remat is {case.remat}" * (case.remat != "none")
+            told = theirs.agreed if same else wan_note(flops, theirs.metrics[1])
+            remat = f"our remat is {case.remat}" if case.remat != "none" else ""
+            note = "; ".join(filter(None, (told, theirs.note, ours.note, remat)))
             step, first, peak, share = (f"{case.name}: {w}" for w in ("step", "first step", "peak memory", "use"))
             out.append(harness.row(step, "ms", [1000 * s for s in ours.step], peer=side.peer,
                                    theirs=[1000 * s for s in theirs.step], note=note))  # fmt: skip

@@ -45,8 +45,9 @@ class TorchTrain:
         if spec["compile"]:
             model.compile_parts(spec["compile"])
         self.autocast = autocast and self.bf16
-        self.done = 0
-        self.note = ""
+        self.done, self.checked_steps, self.note = 0, spec["checked_steps"], ""
+        # Compiled programs have their number of threads built in.
+        self.choose_threads = self.device.type == "cpu" and not spec["compile"]
 
     def _forward(self) -> dict[str, Tensor]:
         draws = self.draws[self.done % len(self.draws)]
@@ -83,7 +84,21 @@ class TorchTrain:
     def step(self) -> dict[str, float]:
         if self.done == 1 and self.device.type == "cuda" and self.bf16:
             self.note = self._attention_note()  # not before the first step: that one is timed
-        return {name: float(value) for name, value in self._step().items()}
+        start = time.perf_counter()
+        out = {name: float(value) for name, value in self._step().items()}
+        if self.done == self.checked_steps and self.choose_threads:
+            self._choose_threads(time.perf_counter() - start)
+        return out
+
+    def _choose_threads(self, seconds: float) -> None:
+        """One thread, where a step takes less than `seconds` with it: where cores are shared, threads wait in turns."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        start = time.perf_counter()
+        self._step()
+        if time.perf_counter() - start > seconds:
+            torch.set_num_threads(threads)
+        self.note = f"PyTorch uses {torch.get_num_threads()} of {threads} threads, which is faster"
 
     def _attention_note(self) -> str:
         """Which attention ran; RuntimeError if cuDNN's never did."""
