@@ -146,27 +146,26 @@ def advice(setting: Setting, chip: Chip) -> str:
     return "no change makes it smaller; take a smaller model or larger chips"
 
 
+def _scaled(value: float, *units: tuple[str, float]) -> str:
+    """In the largest unit that `value` reaches, to three digits; in the last one if it reaches none."""
+    unit, scale = next((u for u in units if value >= u[1]), units[-1])
+    return f"{value / scale:.3g}{unit}"
+
+
 def size(count: float) -> str:
     """Bytes for people, in decimal units."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count:.0f} B"
+    units = ((" TB", 1e12), (" GB", 1e9), (" MB", 1e6), (" kB", 1e3))
+    return _scaled(count, *units) if count >= 1e3 else f"{count:.0f} B"
 
 
 def number(count: float) -> str:
     """Counts for people: thousands, millions, billions, trillions."""
-    for letter, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g}{letter}"
-    return f"{count:.0f}"
+    units = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3))
+    return _scaled(count, *units) if count >= 1e3 else f"{count:.0f}"
 
 
 def work(flops: float) -> str:
-    for letter, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
-        if flops >= scale:
-            return f"{flops / scale:.3g} {letter}FLOP"
-    return f"{flops / 1e6:.3g} MFLOP"
+    return _scaled(flops, (" EFLOP", 1e18), (" PFLOP", 1e15), (" TFLOP", 1e12), (" GFLOP", 1e9), (" MFLOP", 1e6))
 
 
 def duration(seconds: float) -> str:

@@ -33,7 +33,7 @@ class Trainer:
       prepare: writes what was fitted on data into a fresh model's constants.
 
     Raises:
-      ValueError: the mesh does not divide the batch, the heads or the patches.
+      ValueError: the mesh does not divide the batch, the heads, the MLPs or the patches.
     """
 
     def __init__(self, model: ModelConfig, objective: ObjectiveConfig, optimizer: OptimizerConfig,
