@@ -1,0 +1,1 @@
+"""Name maps and converters for released weights."""
