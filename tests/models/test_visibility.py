@@ -74,10 +74,10 @@ def allowed(query, key) -> str:
 def dense(model, batch, latents, noisy):
     """All tokens in one sequence, one L x L mask a sample: slow, plain, and independent of the visibility table."""
     obs = observe(batch, jnp.asarray(latents), M, f)
-    context = model.context(obs)  # used for what the noisy tokens read directly, and for the text masks
+    context = model.context(obs)  # used for what the noisy tokens read directly, and for the text's keys
     cfg, B, P, V = model.config, latents.shape[0], 4, 2
-    streams = {"video": model._video_stream(context, noisy), "action": model._action_stream(context, noisy),
-               "draw": model._draw_stream(context, noisy)}  # fmt: skip
+    streams = {"video": model._video_stream(context.given, noisy), "action": model._action_stream(context.given, noisy),
+               "draw": model._draw_stream(context.given, noisy)}  # fmt: skip
     # The first layer's inputs of the context are not kept by `context`: rebuild them.
     gain = jnp.where((jnp.arange(1 + f) == 0)[:, None], model.context_gain[...][0], model.context_gain[...][1])
     x = model.history_in(obs.latents * gain[:, None])
@@ -88,7 +88,10 @@ def dense(model, batch, latents, noisy):
     state = model.state_in(obs.state * obs.state_mask, obs.embodiment)
     angles["state"] = rope_angles(step_positions(obs.action_time[:, :, :1] * cfg.latent_rate), cfg.head_dim)
     tokens = {"history": x, "state": state[:, :, None]}
-    zero = {e: s.modulation(s.condition(jnp.zeros((B, 1, 1))) + context.instruction[e]) for e, s in model.sigma.items()}
+    zero = {
+        e: s.modulation(s.condition(jnp.zeros((B, 1, 1))) + context.given.instruction[e])
+        for e, s in model.sigma.items()
+    }
     mods = {"history": zero["video"], "state": zero["action"]}
     for name, s in streams.items():
         tokens[name], angles[name], mods[name] = s.x, s.angles, s.modulation
@@ -132,25 +135,33 @@ def dense(model, batch, latents, noisy):
         start = 0
         for name in order:
             expert = model.expert_of[name]
-            text = context.text[expert]
-            keys = Keys(text.k[layer], text.v[layer], text.mask)
+            text_k, text_v = context.keys.text[expert]
+            keys = Keys(text_k[layer], text_v[layer], context.given.text_mask[:, None])
             part = out[:, None, start : start + per[name]]
             tokens[name] = blocks[expert].finish(tokens[name], part, mod[name], keys, "xla", patches=False)
             start += per[name]
     return tokens
 
 
+def test_one_pass_over_all_streams_equals_context_then_denoise(case):
+    model, batch, latents, noisy = case
+    _, whole = jax.jit(lambda latents, noisy: model(observe(batch, latents, M, f), noisy))(jnp.asarray(latents), noisy)
+    for got, expected in zip(whole, run(model, batch, latents, noisy), strict=True):
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
 def test_blockwise_equals_the_dense_mask_reference(case):
     model, batch, latents, noisy = case
     out = run(model, batch, latents, noisy)
     tokens = dense(model, batch, latents, noisy)
-    streams = model._video_stream(model.context(observe(batch, jnp.asarray(latents), M, f)), noisy)
+    streams = model._video_stream(model.context(observe(batch, jnp.asarray(latents), M, f)).given, noisy)
     video = model.video_head(tokens["video"].reshape(streams.x.shape), streams.condition)
     assert np.abs(out.video).max() > 0.1
     np.testing.assert_allclose(np.asarray(out.video).ravel(), np.asarray(video).ravel(), atol=2e-5)
     context = model.context(observe(batch, jnp.asarray(latents), M, f))
     for name, got in (("action", out.action), ("draw", out.draws)):
-        stream = model._action_stream(context, noisy) if name == "action" else model._draw_stream(context, noisy)
+        stream = getattr(model, f"_{name}_stream")(context.given, noisy)
         h = model.action_norm.norm(tokens[name].reshape(stream.x.shape), stream.condition)
         expected = model.action_out(h, batch["embodiment"])
         np.testing.assert_allclose(np.asarray(got).ravel(), np.asarray(expected).ravel(), atol=2e-5)

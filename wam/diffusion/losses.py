@@ -115,12 +115,11 @@ def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws, *,
     noisy = noisy_inputs(batch, latents, draws, cfg, with_video)
     observation = observe(batch, latents, cfg.chunks, cfg.frames_per_chunk, drop_text=draws.drop_text,
                           drop_state=draws.drop_state, drop_history=draws.drop_history)  # fmt: skip
-    context = model.context(observation)
-    out = model.denoise(context, noisy)
+    given, out = model(observation, noisy)
     outputs: dict[str, Any] = {"action": out.action, "video": out.video, "policy": out.draws}
     of = targets(batch, latents, draws, cfg, with_video=with_video)
     if "inverse" in of:
-        outputs["inverse"] = model.direct_inverse(context, future_latents(latents, cfg), noisy.frame_mask)
+        outputs["inverse"] = model.direct_inverse(given, future_latents(latents, cfg), noisy.frame_mask)
     return {name: Term(target.squared_error(outputs[name]), target.counts()) for name, target in of.items()}
 
 

@@ -69,11 +69,11 @@ class ExpertBlock(nnx.Module):
         k = apply_rope(self._split(self.k_norm(self.k(h))), angles_BGnh)
         return QKV(q, k, self._split(self.v(h)))
 
-    def text_keys(self, text_BLD: Array, mask_BL: Array) -> Keys:
-        """The instruction's tokens as one group."""
+    def text_keys(self, text_BLD: Array) -> tuple[Array, Array]:
+        """Keys and values [B, 1, Lt, N, H] of the instruction's tokens, as one group."""
         text_BGnD = text_BLD[:, None]
         k = self._split(self.text_k_norm(self.text_k(text_BGnD)))
-        return Keys(k, self._split(self.text_v(text_BGnD)), mask_BL[:, None])
+        return k, self._split(self.text_v(text_BGnD))
 
     def finish(self, x_BGnD: Array, attended_BGnNH: Array, mod: tuple[Array, ...], text: Keys | None, backend: str, *,
                patches: bool) -> Array:  # fmt: skip

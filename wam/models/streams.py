@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from wam.batch import Batch
-from wam.models.attention import Keys
 
 
 class Observation(NamedTuple):
@@ -45,15 +46,28 @@ class Noisy(NamedTuple):
     sigma_draws: Array | None = None  # [B, M, R]
 
 
-class Context(NamedTuple):
-    """Keys and values of everything observed, per layer, and what the noisy streams read directly."""
+class Given(NamedTuple):
+    """What the noisy streams read of an observation beside its keys and values."""
 
-    history: Keys  # k, v [layers, B, F V, P, N, H]; mask [B, F V, 1]
-    state: Keys  # k, v [layers, B, M, 1, N, H]; mask [B, M, 1]
-    text: dict[str, Keys]  # expert -> k, v [layers, B, 1, Lt, N, H]; mask [B, 1, Lt]; empty without text attention
+    observation: Observation
     instruction: dict[str, Array]  # expert -> [B, 1, 1, D], joins the condition of every sigma group
     current: Array  # [B, M, v, P, C]: the last observed frame of each chunk, target views
-    observation: Observation
+    masks: dict[str, Array]  # which keys exist: history [B, F V, 1], state [B, M, 1]
+    text_mask: Array  # [B, Lt]
+
+
+class LayerKeys(NamedTuple):
+    """Keys and values (k, v) of the observed streams and of the text; a leading axis of layers where they are kept."""
+
+    streams: dict[str, tuple[Array, Array]]  # history [B, F V, P, N, H], state [B, M, 1, N, H]
+    text: dict[str, tuple[Array, Array]]  # expert -> [B, 1, Lt, N, H]; empty without text attention
+
+
+class Context(NamedTuple):
+    """An observation as the network keeps it: computed once, read by every denoising step."""
+
+    given: Given
+    keys: LayerKeys  # of all layers
 
 
 class Outputs(NamedTuple):
@@ -63,28 +77,51 @@ class Outputs(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """Noisy tokens on their way through the layers: G groups of n, each with one sigma (1 for n) or one a token (n).
+    """Tokens on their way through the layers: G groups of n.
 
-    A group is a latent frame of one view (n patches), an action chunk or one of its draws (n action tokens).
+    There is one sigma a group (n of the condition is 1), one a token, or one for all groups (G is 1 as well).
+    A group is a latent frame of one view (n patches), the state of a chunk, an action chunk or one of its draws.
     """
 
     x: Array  # [B, G, n, D]
-    condition: Array  # [B, G, 1 or n, D]
-    modulation: Array  # [B, G, 1 or n, 6, D]
+    condition: Array  # [B, 1 or G, 1 or n, D]
+    modulation: Array  # [B, 1 or G, 1 or n, 6, D]
     angles: Array  # [B, G, n, H/2]
 
 
-def side_by_side(streams: list[Stream]) -> Stream:
-    """One stream with the groups of all; a sigma per group becomes one per token where another stream has that."""
-    n = max(stream.modulation.shape[2] for stream in streams)
+class Lane(NamedTuple):
+    """Streams that go through one expert side by side; their groups are of one size."""
 
-    def join(name: str) -> Array:
-        arrays = [getattr(stream, name) for stream in streams]
-        if name in ("condition", "modulation"):
-            arrays = [jnp.broadcast_to(a, (*a.shape[:2], n, *a.shape[3:])) for a in arrays]
+    names: tuple[str, ...]
+    stops: tuple[int, ...]  # groups up to and including those of each stream
+    joined: Stream
+
+    def stream(self, tokens: Any, name: str) -> Any:
+        """The groups of one stream, out of every array of a tree."""
+        i = self.names.index(name)
+        return groups(tokens, self.stops[i - 1] if i else 0, self.stops[i])
+
+
+def groups(tokens: Any, start: int, stop: int) -> Any:
+    """Groups [start, stop) of every array of a tree; the group axis is the second."""
+    return jax.tree.map(lambda x: x[:, start:stop], tokens)
+
+
+def side_by_side(streams: dict[str, Stream]) -> Lane:
+    """One lane of several streams; conditions become those of every group, or token, where another stream has that."""
+    n = max(stream.modulation.shape[2] for stream in streams.values())
+
+    def join(field: str) -> Array:
+        arrays = [getattr(stream, field) for stream in streams.values()]
+        if len(arrays) == 1:
+            return arrays[0]
+        if field in ("condition", "modulation"):
+            sizes = [stream.x.shape[1] for stream in streams.values()]
+            arrays = [jnp.broadcast_to(a, (a.shape[0], G, n, *a.shape[3:])) for a, G in zip(arrays, sizes, strict=True)]
         return jnp.concatenate(arrays, axis=1)
 
-    return Stream(*map(join, Stream._fields))
+    stops = itertools.accumulate(stream.x.shape[1] for stream in streams.values())
+    return Lane(tuple(streams), tuple(stops), Stream(*map(join, Stream._fields)))
 
 
 def observe(batch: Batch, latents: Array, chunks: int, frames_per_chunk: int, *, drop_text: Array | None = None,

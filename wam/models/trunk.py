@@ -1,0 +1,137 @@
+"""The layers of the network: experts with their own weights, joined by one attention per layer.
+
+What a query block sees is `visibility.TABLE`'s matter.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from wam.config import ModelConfig
+from wam.models.attention import Keys, attend
+from wam.models.layers import PRODUCT
+from wam.models.placement import gathered
+from wam.models.streams import Given, LayerKeys, Noisy, Stream, groups, side_by_side
+from wam.models.visibility import TABLE
+
+LANES = (("history",), ("video",), ("state",), ("action", "draw"))
+"""Streams that go through their expert side by side: one product for the few tokens of the actions and their draws."""
+
+FRAMES = ("history", "video")
+"""Streams whose groups are latent frames."""
+
+
+def experts(config: ModelConfig) -> dict[str, str]:
+    """Which expert each stream goes through."""
+    if config.topology == "shared":
+        return dict.fromkeys(TABLE, "video")
+    return {"history": "video", "video": "video", "state": "action", "action": "action", "draw": "action"}
+
+
+def through_layers(
+    blocks: nnx.Dict,
+    config: ModelConfig,
+    expert_of: dict[str, str],
+    given: Given,
+    streams: dict[str, Stream],
+    *,
+    noisy: Noisy | None = None,
+    text: dict[str, Array] | None = None,
+    kept: LayerKeys | None = None,
+    keep: bool = False,
+) -> tuple[dict[str, Array], LayerKeys]:
+    """Tokens of `streams` after all layers; with `keep` also their keys and values, and the text's, in every layer.
+
+    Args:
+      blocks: expert -> its stacked blocks.
+      config: shape of the network.
+      expert_of: stream -> expert.
+      given: masks of the observed streams and of the text.
+      streams: what goes through the layers.
+      noisy: the noisy streams' visibility bits; None where none of them is present.
+      text: expert -> tokens [B, Lt, D] that every layer makes the text's keys of.
+      kept: keys and values of the observed streams and of the text, in place of them.
+      keep: whether keys and values are wanted.
+    """
+    M, draws = given.observation.state.shape[1], 1
+    gates: dict[str, Array] = {}
+    if noisy is not None:
+        gates = {"video_sees_action": noisy.video_sees_action, "action_sees_video": noisy.action_sees_video}
+        draws = 1 if noisy.draws is None else noisy.draws.shape[2]
+    lanes = [side_by_side({n: streams[n] for n in names if n in streams}) for names in LANES if {*names} & {*streams}]
+
+    def span(name: str, size: int, chunk: int) -> tuple[int, int]:
+        """[start, stop) among the `size` groups of a stream that belong to a chunk; the first frame is chunk 0's."""
+        if name != "history":
+            return chunk * size // M, (chunk + 1) * size // M
+        views = given.observation.latents.shape[1]
+        frame = chunk * config.frames_per_chunk
+        return views * max(0, 1 + frame - config.frames_per_chunk), views * (1 + frame)
+
+    def layer(blocks: nnx.Dict, xs: list[Array], kept: LayerKeys | None) -> tuple[list[Array], LayerKeys | None]:
+        texts = {n: blocks[n].text_keys(x) for n, x in (text or {}).items()} if kept is None else kept.text
+        found = {} if kept is None else dict(kept.streams)
+        queries, mods = [], []
+        for lane, x in zip(lanes, xs, strict=True):
+            block = blocks[expert_of[lane.names[0]]]
+            mods.append(block.modulation(lane.joined.modulation))
+            q, k, v = block.qkv(x, *mods[-1][:2], lane.joined.angles)
+            queries.append(q)
+            found |= {name: lane.stream((k, v), name) for name in lane.names}
+        whole = jax.tree.map(gathered, found)
+
+        def visible(query: str, chunk: int) -> list[Keys]:
+            """Keys of one query block, by the table; absent streams are left out."""
+            seen_keys = []
+            for seen in TABLE[query]:
+                if seen.stream in whole:
+                    start, stop = span(seen.stream, whole[seen.stream][0].shape[1], chunk)
+                    start = start if seen.chunks == "same" else 0
+                    mask = given.masks[seen.stream][:, start:stop] if seen.stream in given.masks else None
+                    if seen.gate is not None:
+                        mask = gates[seen.gate][:, None, None] > 0
+                    seen_keys.append(Keys(*groups(whole[seen.stream], start, stop), mask))
+            return seen_keys
+
+        def attended(lane_q: Array, name: str, chunk: int) -> Array:
+            q = groups(lane_q, *span(name, lane_q.shape[1], chunk))
+            return attend(q, visible(name, chunk), backend=config.attention, chunk=config.attention_chunk,
+                          diagonal=draws if name == "draw" else 1, patches=name in FRAMES)  # fmt: skip
+
+        new = []
+        for lane, x, q, mod in zip(lanes, xs, queries, mods, strict=True):
+            expert = expert_of[lane.names[0]]
+            parts = [attended(lane.stream(q, name), name, chunk) for name in lane.names for chunk in range(M)]
+            instruction = Keys(*texts[expert], given.text_mask[:, None]) if expert in texts else None
+            new.append(blocks[expert].finish(x, jnp.concatenate(parts, 1), mod, instruction, config.attention,
+                                             patches=lane.names[0] in FRAMES))  # fmt: skip
+        return new, LayerKeys(found, texts) if keep else None
+
+    xs, keys = _run(layer, blocks, config, [lane.joined.x for lane in lanes], kept)
+    return {name: lane.stream(x, name) for lane, x in zip(lanes, xs, strict=True) for name in lane.names}, keys
+
+
+def _run(layer: Any, blocks: nnx.Dict, config: ModelConfig, carry: Any, extra: Any) -> tuple[Any, Any]:
+    """Runs `layer(blocks, carry, extra_layer) -> (carry, out)` over the layers, scanned or unrolled."""
+    graph, stacked = nnx.split(blocks)
+
+    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        state, extra_layer = inputs
+        return layer(nnx.merge(graph, state), carry, extra_layer)
+
+    if config.remat != "none":
+        policies = {"full": None, "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT)}
+        step = jax.checkpoint(step, prevent_cse=not config.scan_layers, policy=policies[config.remat])
+    if config.scan_layers:
+        return jax.lax.scan(step, carry, (stacked, extra))
+    outs = []
+    for i in range(config.depth):
+        carry, out = step(carry, jax.tree.map(operator.itemgetter(i), (stacked, extra)))
+        outs.append(out)
+    return carry, jax.tree.map(lambda *layers: jnp.stack(layers), *outs)
