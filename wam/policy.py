@@ -27,8 +27,8 @@ from wam.diffusion import losses, sampler
 from wam.models.dynamics_paths import Constant
 from wam.models.joint_dit import create
 from wam.models.streams import Noisy, observe
-from wam.tokenizers.patch_pca import PatchPCA
 from wam.tokenizers.text import HashedNgrams
+from wam.tokenizers.video import VideoTokenizer, from_state
 from wam.training.state import Apply
 
 DEFAULT_STEPS = {"policy": 2, "joint": 2, "forward": 1, "video": 1}
@@ -74,7 +74,7 @@ class Policy:
         assets = saved.assets
         self.assets, self.step = assets, saved.step
         self.config = build(ModelConfig, {**assets["model"], "scan_layers": not unroll})
-        self.tokenizer = PatchPCA.from_state(assets["tokenizer"], saved.tokenizer)
+        self.tokenizer: VideoTokenizer = jax.device_put(from_state(assets["tokenizer"], saved.tokenizer))
         self.encode_text = HashedNgrams(build(TextConfig, assets["text"]))
         self.text_config = self.encode_text.config
         self.views, self.camera_table = tuple(assets["views"]), tuple(assets["cameras"])
@@ -175,9 +175,7 @@ class Policy:
         rows, ids = _padded(rows, size), np.concatenate([ids, np.repeat(ids[-1:], size - len(ids), 0)])
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         out = self.generate(batch, ids, program)
-        video = (
-            None if out.video is None or program.video != "generated" else np.asarray(self.pixels(out, batch["camera"]))
-        )
+        video = None if out.video is None or program.video != "generated" else np.asarray(self.pixels(out, batch))
         action = None if out.action is None or program.action != "generated" else np.asarray(out.action[:, 0])
         chunks = []
         for i, observation in enumerate(observations):
@@ -188,15 +186,15 @@ class Policy:
 
     def generate(self, batch: Batch, ids: np.ndarray, program: sampler.Program) -> sampler.Sample:
         """Samples a whole batch in latents and normalised actions; the given stream is read from the batch."""
-        return self._generate(program)(self.params, dict(batch), jnp.asarray(ids, jnp.uint32))
+        return self._generate(program)(self.params, self.tokenizer, dict(batch), jnp.asarray(ids, jnp.uint32))
 
     @functools.cache  # noqa: B019 (one compiled function a program, as long as the policy lives)
     def _generate(self, program: sampler.Program):
         cfg = self.config
 
-        def generate(params: Any, batch: Batch, ids: Array) -> sampler.Sample:
+        def generate(params: Any, tokenizer: VideoTokenizer, batch: Batch, ids: Array) -> sampler.Sample:
             model = self._apply.model(params)
-            latents = batch["latents"] if "latents" in batch else self.tokenizer.encode(batch["video"], batch["camera"])
+            latents = batch["latents"] if "latents" in batch else tokenizer.encode(batch["video"], batch["camera"])
             context = model.context(observe(batch, latents, cfg.chunks, cfg.frames_per_chunk))
             keys = jax.vmap(_fold)(ids)
             video_shape = (cfg.chunks, cfg.frames_per_chunk, len(cfg.target_views), cfg.patches, cfg.latent_channels)
@@ -236,17 +234,20 @@ class Policy:
     def _decode(self):
         cfg = self.config
 
-        def decode(video: Array, camera: Array) -> Array:
-            B = video.shape[0]
+        def decode(tokenizer: VideoTokenizer, video: Array, shown: Batch) -> Array:
+            B, camera = video.shape[0], shown["camera"]
             latents = jnp.moveaxis(video, 3, 1).reshape(B, len(cfg.target_views), -1, cfg.patches, cfg.latent_channels)
-            pixels = self.tokenizer.decode(latents, camera[:, np.array(cfg.target_views)], first=False)
+            first = shown["latents"] if "latents" in shown else tokenizer.encode(shown["video"], camera)
+            pixels = tokenizer.decode(latents, camera, history=first)
             return jnp.round(pixels * 255).astype(jnp.uint8)
 
         return jax.jit(decode)
 
-    def pixels(self, sample: sampler.Sample, camera: np.ndarray) -> Array:
-        """Future latents [B, M, f, v, P, C] -> [B, v, T - 1, h, w, 3] uint8."""
-        return self._decode(sample.video, jnp.asarray(camera))
+    def pixels(self, sample: sampler.Sample, batch: Batch) -> Array:
+        """Future latents [B, M, f, v, P, C] and the batch they continue -> [B, v, T - 1, h, w, 3] uint8."""
+        targets = np.array(self.config.target_views)
+        shown = {name: batch[name][:, targets, :1] for name in ("video", "latents") if name in batch}
+        return self._decode(self.tokenizer, sample.video, shown | {"camera": batch["camera"][:, targets]})
 
     # ------------------------------------------------------------ observations to batches and back
 

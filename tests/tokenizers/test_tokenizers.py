@@ -37,7 +37,7 @@ def test_shapes_and_round_trip(r):
     assert decoded.shape == video.shape
     if r == 1:
         assert np.abs(decoded - video).max() < 0.6
-    tail = np.asarray(tokenizer.decode(latents[:, :, 1:], camera, first=False)) * 255
+    tail = np.asarray(tokenizer.decode(latents[:, :, 1:], camera, history=latents[:, :, :1])) * 255
     np.testing.assert_allclose(tail, decoded[:, :, 1:], atol=1e-3)
 
 

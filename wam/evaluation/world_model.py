@@ -67,7 +67,7 @@ def _batched(policy: Policy, batch: Batch, program: sampler.Program, size: int, 
         part = {name: array[rows] for name, array in batch.items()}
         ids = np.concatenate([part["sample_id"], np.zeros((size, 1), np.uint32)], 1)
         out = policy.generate(part, ids, program)
-        value = policy.pixels(out, part["camera"]) if pixels else out.action
+        value = policy.pixels(out, part) if pixels else out.action
         parts.append(np.asarray(value)[: count - start])
     return np.concatenate(parts)
 

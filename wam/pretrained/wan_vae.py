@@ -90,17 +90,17 @@ def entries(config: WanVAEConfig, *, original: bool = False) -> list[Entry]:
     """Every tensor of the autoencoder; `original`: by the authors' names rather than `diffusers`'."""
     names = _Names(original)
     multipliers, last = config.multipliers, len(config.multipliers) - 1
-    for side in ("encoder", "decoder"):
+    encoder = [config.encoder_width * m for m in (1, *multipliers)]
+    decoder = [config.decoder_width * m for m in (multipliers[-1], *multipliers[::-1])]
+    for side, widths in (("encoder", encoder), ("decoder", decoder)):
         down = side == "encoder"
         names.ends(side)
         names.middle(side)
-        levels = (1, *multipliers) if down else (multipliers[-1], *multipliers[::-1])
         for stage, (blocks, resample) in enumerate(_stage_names(config, side, original)):
-            wide, out = levels[stage], levels[stage + 1]
-            if not down and stage and not config.residual:
-                wide /= 2  # the upsampling before halved it
+            halved = not down and stage > 0 and not config.residual  # by the upsampling before
+            shortcut = widths[stage] // (2 if halved else 1) != widths[stage + 1]
             for i, block in enumerate(blocks):
-                names.block(block, f"{side}.stages.{stage}.blocks.{i}", shortcut=i == 0 and wide != out)
+                names.block(block, f"{side}.stages.{stage}.blocks.{i}", i == 0 and shortcut)
             if stage < last:
                 ours = f"{side}.stages.{stage}.resample"
                 names.conv(f"{resample}.resample.1", f"{ours}.space")

@@ -1,7 +1,7 @@
 """Causal convolutions over video [B, T, h, w, C], and what they remember from one chunk of a clip to the next.
 
-An output frame depends on its own and earlier input frames. Before the first frame of a clip stand zeros; before a later
-chunk stand the last frames of the one before it, which the caller hands over explicitly (`Past`). So a clip in one piece
+An output frame depends on its own and earlier input frames. Before the first frame of a clip stand zeros, before a
+later chunk the last frames of the one before it, which the caller hands over explicitly (`Past`). So a clip in one piece
 and the same clip chunk by chunk give the same numbers.
 """
 
@@ -14,9 +14,8 @@ from flax import nnx
 from jax import Array, lax
 
 BACKENDS = ("taps", "conv3d")
-"""`taps`: one 2-D convolution for every frame of the kernel, summed; a clip's start skips the frames that would only see
-zeros. `conv3d`: one 3-D convolution, for devices whose library is good at it (XLA's on CPUs is not: 2 to 3 times
-slower at the widths of Wan's autoencoders)."""
+"""`taps`: one 2-D convolution for every frame of the kernel, summed; at a clip's start those that would see zeros alone
+are skipped. `conv3d`: one 3-D convolution, for devices whose library is good at it (XLA's on CPUs is not)."""
 
 
 class Past:
@@ -56,7 +55,7 @@ def frame_conv(x: Array, kernel: Array, *, stride: int = 1, padding: tuple[int, 
 
 
 def causal_conv(x: Array, kernel: Array, before: Array | None, *, backend: str) -> Array:
-    """[B, T, h, w, C] with an odd spatial window [kt, kh, kw, C, D] -> [B, T, h, w, D]; T and the image keep their size.
+    """[B, T, h, w, C] with a kernel [kt, k, k, C, D], k odd -> [B, T, h, w, D]: T and the image keep their size.
 
     Args:
       x: frames.
@@ -66,21 +65,22 @@ def causal_conv(x: Array, kernel: Array, before: Array | None, *, backend: str) 
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown convolution {backend!r}; choose from {', '.join(BACKENDS)}")
-    kt, kh, kw = kernel.shape[:3]
-    T = x.shape[1]
+    kt, k = kernel.shape[:2]
+    T, around = x.shape[1], (k // 2, k // 2)
     if backend == "conv3d":
         frames = x if before is None else jnp.concatenate([before, x], axis=1)
-        padding = ((kt - 1 if before is None else 0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2))
+        missing = kt - 1 if before is None else 0
         return lax.conv_general_dilated(
-            frames, kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+            frames, kernel, (1, 1, 1), ((missing, 0), around, around), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
         )
-    padding = (kh // 2, kh // 2)
+    y = frame_conv(x, kernel[-1], padding=around)
     if before is not None:
         frames = jnp.concatenate([before, x], axis=1)
-        return sum(frame_conv(frames[:, k : k + T], kernel[k], padding=padding) for k in range(kt))
-    y = frame_conv(x, kernel[-1], padding=padding)
+        for tap in range(kt - 1):
+            y = y + frame_conv(frames[:, tap : tap + T], kernel[tap], padding=around)
+        return y
     for lag in range(1, min(kt, T)):
-        earlier = frame_conv(x[:, : T - lag], kernel[kt - 1 - lag], padding=padding)
+        earlier = frame_conv(x[:, : T - lag], kernel[-1 - lag], padding=around)
         y = y + jnp.pad(earlier, ((0, 0), (lag, 0), *[(0, 0)] * 3))
     return y
 
@@ -92,7 +92,8 @@ def halving_conv(x: Array, kernel: Array, before: Array) -> Array:
     """
     frames = jnp.concatenate([before, x], axis=1)
     n = x.shape[1] // 2
-    return sum(frames[:, k : k + 2 * n - 1 : 2] @ kernel[k, 0, 0] for k in range(3))
+    first, second, third = (frames[:, k : k + 2 * n - 1 : 2] @ kernel[k, 0, 0] for k in range(3))
+    return first + second + third
 
 
 class Conv(nnx.Module):

@@ -11,6 +11,7 @@ latent has unit mean square. The model sees the observed context fully whitened 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -24,9 +25,10 @@ from wam.config import TokenizerConfig
 ARRAYS = ("mean_first", "basis_first", "scale_first", "mean_group", "basis_group", "scale_group")
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays", "gain"], meta_fields=["config", "grid"])
 @dataclasses.dataclass(frozen=True)
 class PatchPCA:
-    """A fitted tokenizer.
+    """A fitted `VideoTokenizer`.
 
     `arrays` holds mean_* [cameras, P, patch pixels], basis_* [patch pixels, C] and scale_* [C] (latent = coefficient
     * scale) for the first frame and the later groups; `gain` [2, C] whitens the latents of either.
@@ -63,10 +65,10 @@ class PatchPCA:
         rest = self._project(self._patches(x[:, :, 1:], self.config.frames_per_latent), camera, "group")
         return jnp.concatenate([first, rest], axis=2)
 
-    def decode(self, latents: Array, camera: Array, *, first: bool = True) -> Array:
-        """[B, V, F, P, C] -> video [B, V, T, h, w, 3] float32 in [0, 1]; `first=False`: no single first frame in it."""
+    def decode(self, latents: Array, camera: Array, *, history: Array | None = None) -> Array:
+        """[B, V, F, P, C] -> video [B, V, T, h, w, 3] float32 in [0, 1]; after a `history` there is no first frame."""
         parts = []
-        if first:
+        if history is None:
             parts.append(self._pixels(latents[:, :, :1], camera, "first", 1))
             latents = latents[:, :, 1:]
         if latents.shape[2]:

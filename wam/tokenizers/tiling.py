@@ -54,20 +54,20 @@ def tiled(fn: Callable[[Array], Array], x: Array, *, tile: int, overlap: int, sc
     sides = [min(tile, size) for size in cells]
     corners = [starts(size, side, overlap if side < size else 0) for size, side in zip(cells, sides, strict=True)]
     ramps = [weights(first * scale_out, side * scale_out) for first, side in zip(corners, sides, strict=True)]
-    at = np.stack(np.meshgrid(*map(np.arange, map(len, corners)), indexing="ij"), -1).reshape(-1, 2)
+    row, column = np.divmod(np.arange(len(corners[0]) * len(corners[1])), len(corners[1]))
+    tiles = (corners[0][row], corners[1][column], ramps[0][row], ramps[1][column])
 
-    def cut(index: Array) -> Array:
-        begin = [jnp.asarray(corner)[index[axis]] * scale_in for axis, corner in enumerate(corners)]
+    def result(top: Array, left: Array) -> Array:
         size = (*x.shape[:2], *(side * scale_in for side in sides), x.shape[-1])
-        return jax.lax.dynamic_slice(x, (0, 0, *begin, 0), size)
+        return fn(jax.lax.dynamic_slice(x, (0, 0, top * scale_in, left * scale_in, 0), size))
 
-    def add(total: Array, index: Array) -> tuple[Array, None]:
-        begin = (0, 0, *(jnp.asarray(corner)[index[axis]] * scale_out for axis, corner in enumerate(corners)), 0)
-        rows, columns = (jnp.asarray(ramp)[index[axis]] for axis, ramp in enumerate(ramps))
-        part = fn(cut(index)) * (rows[:, None, None] * columns[:, None])
+    def add(total: Array, one: tuple[Array, ...]) -> tuple[Array, None]:
+        top, left, rows, columns = one
+        part = result(top, left) * (rows[:, None, None] * columns[:, None])
+        begin = (0, 0, top * scale_out, left * scale_out, 0)
         there = jax.lax.dynamic_slice(total, begin, part.shape)
         return jax.lax.dynamic_update_slice(total, there + part, begin), None
 
-    one = jax.eval_shape(fn, jax.eval_shape(cut, jax.ShapeDtypeStruct((2,), jnp.int32)))
-    shape = (*one.shape[:2], *(size * scale_out for size in cells), one.shape[-1])
-    return jax.lax.scan(add, jnp.zeros(shape, one.dtype), jnp.asarray(at))[0]
+    one = jax.eval_shape(result, 0, 0)
+    total = jnp.zeros((*one.shape[:2], *(size * scale_out for size in cells), one.shape[-1]), one.dtype)
+    return jax.lax.scan(add, total, jax.tree.map(jnp.asarray, tiles))[0]

@@ -51,7 +51,7 @@ class VideoTokenizer(Protocol):
         """(JSON-able description with a `kind`, arrays by name) for the checkpoint."""
 
 
-KINDS = {"patch_pca": PatchPCA, "wan_vae": WanTokenizer}
+KINDS: dict[str, type[PatchPCA] | type[WanTokenizer]] = {"patch_pca": PatchPCA, "wan_vae": WanTokenizer}
 
 
 def from_state(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> VideoTokenizer:

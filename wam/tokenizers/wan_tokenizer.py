@@ -6,8 +6,8 @@ token. Inside a token the order is (row of the cell, column of the cell, channel
     token[(2 p + q) * channels + c] = latent[2 y + p, 2 x + q, c]
 
 so a trunk's patch-embedding convolution, kernel [width, channels, 1, 2, 2], is the linear map [4 channels, width]
-`kernel[:, :, 0].transpose(2, 3, 1, 0).reshape(4 * channels, width)`. The trunk's output projection in the released files
-orders a token in the same way: (frame, row, column, channel).
+`kernel[:, :, 0].transpose(2, 3, 1, 0).reshape(4 * channels, width)`. The trunk's output projection in the released
+files orders a token in the same way: (frame, row, column, channel).
 """
 
 from __future__ import annotations

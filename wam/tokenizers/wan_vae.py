@@ -236,7 +236,7 @@ class WanVAE(nnx.Module):
         return (moments[..., : self.config.channels] - mean) / std, kept
 
     def decode(self, latents: Array, cache: Cache | None = None) -> tuple[Array, Cache]:
-        """Normalised latents -> pixels in about [-1, 1], float32, not clipped; the inverse of `encode` in all shapes."""
+        """Normalised latents -> pixels in about [-1, 1], float32, not clipped; shapes as in `encode`, the other way."""
         mean, std = (jnp.asarray(x, jnp.float32) for x in (self.config.mean, self.config.std))
         past, p = Past(cache), self.config.pixel_patch
         y = self.decoder(self.latents_in(latents * std + mean), past).astype(jnp.float32)
