@@ -20,23 +20,10 @@ GRIDS = {1: (2, 1), 5: (1, 2), 9: (1, 1)}
 """Frames -> grid of tokens: images that are not square."""
 
 
-def theirs_of(config: WanVAEConfig) -> dict:
-    """The arguments of `AutoencoderKLWan`."""
-    pixels = 3 * config.pixel_patch**2
-    return {
-        "base_dim": config.encoder_width, "decoder_base_dim": config.decoder_width, "z_dim": config.channels,
-        "dim_mult": list(config.multipliers), "num_res_blocks": config.blocks, "attn_scales": [],
-        "temperal_downsample": list(config.halve_time), "is_residual": config.residual, "in_channels": pixels,
-        "out_channels": pixels, "patch_size": config.pixel_patch if config.pixel_patch > 1 else None,
-        "scale_factor_spatial": config.cell, "scale_factor_temporal": config.frames_per_latent,
-        "latents_mean": list(config.mean), "latents_std": list(config.std),
-    }  # fmt: skip
-
-
 def reference(kind):
     """A tiny one; biases and norms are drawn too, since their initial values would hide errors."""
     torch.manual_seed(0)
-    model = AutoencoderKLWan(**theirs_of(WanVAEConfig(**KINDS[kind]))).eval()
+    model = AutoencoderKLWan(**names.diffusers_config(WanVAEConfig(**KINDS[kind]))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -185,7 +172,7 @@ def test_weights_travel_there_and_back(kind):
     entries = names.entries(tokenizer.config)
     check_complete(entries, tensors, flatten(shapes(tokenizer.config)))
     back = to_theirs(entries, jax.device_get(tokenizer.params))
-    again = AutoencoderKLWan(**theirs_of(tokenizer.config)).eval()
+    again = AutoencoderKLWan(**names.diffusers_config(tokenizer.config)).eval()
     again.load_state_dict({name: torch.tensor(array) for name, array in back.items()})
     for name, tensor in again.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), tensors[name])
@@ -195,7 +182,7 @@ def test_weights_travel_there_and_back(kind):
 def test_full_size_by_shape(kind):
     config = WanVAEConfig(**WAN_VAES[kind])
     with torch.device("meta"):
-        model = AutoencoderKLWan(**theirs_of(config))
+        model = AutoencoderKLWan(**names.diffusers_config(config))
     theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     ours = flatten(shapes(config))
     entries = names.entries(config)
@@ -244,8 +231,10 @@ def test_the_authors_names_of_wan_2_2():
 
 
 def test_a_config_file_that_asks_for_more_is_refused():
-    about = theirs_of(WanVAEConfig(**SHAPE))
+    about = names.diffusers_config(WanVAEConfig(**SHAPE))
     assert names.config_from_diffusers(about) == WanVAEConfig(**SHAPE)
+    with pytest.raises(ValueError, match="config.json: it lacks 'z_dim', so it is not that of an AutoencoderKLWan"):
+        names.config_from_diffusers({name: value for name, value in about.items() if name != "z_dim"})
     for name, value in (("attn_scales", [0.5]), ("in_channels", 4), ("scale_factor_spatial", 16)):
         with pytest.raises(ValueError, match=f"config.json: {name} is"):
             names.config_from_diffusers({**about, name: value})

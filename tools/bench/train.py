@@ -16,7 +16,6 @@ first step, which compiles, is a row of its own.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -32,6 +31,7 @@ from typing import Any
 
 from tools.bench import cases, harness, render
 from tools.bench.cases import Case
+from tools.bench.command import check_machine, environment, find_device, parser, say, written
 from tools.bench.worker import ROOT, Worker, WorkerError
 from wam.training.chips import chip_of
 
@@ -96,15 +96,7 @@ class Bench:
     # -------------------------------------------------------------- processes
 
     def environment(self, side: Side | None, place: Path, isolate: bool) -> dict[str, str]:
-        """That of tools/env.sh, the same for every side, with caches of the case's own: a first step is a cold one."""
-        done = subprocess.run(["bash", "-c", ". tools/env.sh && env -0"], cwd=ROOT, capture_output=True, check=True)
-        env = dict(item.split("=", 1) for item in done.stdout.decode().split("\0") if "=" in item)
-        env["JAX_PLATFORMS"] = "cuda" if self.device == "cuda" and side is not None else "cpu"
-        env["JAX_COMPILATION_CACHE_DIR"] = str(place / "jax_cache")
-        env["TORCHINDUCTOR_CACHE_DIR"] = str(place / "inductor_cache")
-        if not isolate:
-            env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other sides live on the same card
-        return env
+        return environment(place, gpu=self.device == "cuda" and side is not None, isolate=isolate)
 
     def prepare(self, case: Case) -> Path:
         """Writes the case's spec and arrays; returns its folder."""
@@ -267,10 +259,6 @@ def peers_of(case: Case, quick: bool) -> list[Side]:
     return [side for side in PEERS[case.network] if case.quick or not (quick and side.compile)]
 
 
-def say(line: str) -> None:
-    print(f"bench: {line}", file=sys.stderr, flush=True)
-
-
 def percent(flops: float, measured: Measured, ceiling: float | None = None) -> Iterator[float]:
     """Share of the ceiling (TFLOP/s; by default the one measured just before) in every block."""
     for seconds, rate in zip(measured.step, measured.ceiling, strict=True):
@@ -305,28 +293,13 @@ def wan_note(flops: float, theirs: dict[str, float]) -> str:
     )
 
 
-def find_device() -> tuple[str, str]:
-    """("cuda", its name) where an NVIDIA GPU answers, else ("cpu", "cpu")."""
-    try:
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "cpu", "cpu"
-    return "cuda", done.stdout.strip()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where nvidia-smi answers")
-    parser.add_argument("--quick", action="store_true", help="two repeats for five; PyTorch compiled in one case alone")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="cases whose name holds one of these words; `saving`")
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results file")
-    parser.add_argument(
-        "--append", action="store_true", help="keep the rows of other cases, if code and versions match"
+    flags = parser(
+        __doc__,
+        quick="two repeats for five; PyTorch compiled in one case alone",
+        only="cases whose name holds one of these words; `saving`",
     )
-    parser.add_argument("--busy", action="store_true", help="measure although other programs keep the cores busy")
-    parser.add_argument("--dry_run", action="store_true", help="print the cases and stop")
-    arguments = parser.parse_args(argv)
+    arguments = flags.parse_args(argv)
     found, name = find_device()
     device = arguments.device or found
     chosen = cases.GPU if device == "cuda" else cases.CPU
@@ -342,15 +315,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{case.name}: {1e-12 * case.flops:.3g} TFLOP a step, {case.steps} steps a block, against {peers}")
         print(f"saving: {saving.name}" if with_saving else "saving: not asked for")
         return
-    if device != found:
-        sys.exit(f"bench: --device={device}, but this machine has {name}")
-    load = os.getloadavg()[0]
-    if load > harness.cores() / 2 and not arguments.busy:
-        sys.exit(
-            f"bench: the machine is busy (load {load:.1f} on {harness.cores()} cores) and PyTorch's threads wait for "
-            "each other: wait until it is quiet, or measure all the same with --busy"
-        )
-    command = " ".join(["python -m tools.bench.train", *(sys.argv[1:] if argv is None else argv)])
+    check_machine(arguments, device, (found, name))
+    command = written("train", argv)
     result = harness.provenance("train", command, name)
     try:
         harness.results_path(result, arguments.out)  # refuse before the work, not after it

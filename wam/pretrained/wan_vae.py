@@ -116,11 +116,13 @@ def config_from_diffusers(about: Mapping[str, Any], **run: Any) -> WanVAEConfig:
 
     ValueError where the file asks for what the network does not have.
     """
-    width = about["base_dim"]
+    needed = ("base_dim", "z_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "latents_mean", "latents_std")
+    if missing := [name for name in needed if name not in about]:
+        raise ValueError(f"config.json: it lacks {missing[0]!r}, so it is not that of an AutoencoderKLWan")
     config = WanVAEConfig(
         channels=about["z_dim"],
-        encoder_width=width,
-        decoder_width=about.get("decoder_base_dim") or width,
+        encoder_width=about["base_dim"],
+        decoder_width=about.get("decoder_base_dim") or about["base_dim"],
         multipliers=tuple(about["dim_mult"]),
         blocks=about["num_res_blocks"],
         halve_time=tuple(about["temperal_downsample"]),
@@ -142,3 +144,26 @@ def config_from_diffusers(about: Mapping[str, Any], **run: Any) -> WanVAEConfig:
         if (list(found) if isinstance(expected, list) else found) != expected:
             raise ValueError(f"config.json: {name} is {found!r}; this autoencoder has {expected!r}")
     return config
+
+
+def diffusers_config(config: WanVAEConfig) -> dict[str, Any]:
+    """The inverse of `config_from_diffusers`: the arguments of `AutoencoderKLWan`, for its `config.json`."""
+    pixels = 3 * config.pixel_patch**2
+    return {
+        "base_dim": config.encoder_width,
+        "decoder_base_dim": config.decoder_width,
+        "z_dim": config.channels,
+        "dim_mult": list(config.multipliers),
+        "num_res_blocks": config.blocks,
+        "attn_scales": [],
+        "temperal_downsample": list(config.halve_time),
+        "dropout": 0.0,
+        "latents_mean": list(config.mean),
+        "latents_std": list(config.std),
+        "is_residual": config.residual,
+        "in_channels": pixels,
+        "out_channels": pixels,
+        "patch_size": config.pixel_patch if config.pixel_patch > 1 else None,
+        "scale_factor_temporal": config.frames_per_latent,
+        "scale_factor_spatial": config.cell,
+    }

@@ -1,8 +1,8 @@
 """Causal convolutions over video [B, T, h, w, C], and what they remember from one chunk of a clip to the next.
 
 An output frame depends on its own and earlier input frames. Before the first frame of a clip stand zeros, before a
-later chunk the last frames of the one before it, which the caller hands over explicitly (`Past`). So a clip in one piece
-and the same clip chunk by chunk give the same numbers.
+later chunk the last frames of the one before it, which the caller hands over explicitly (`Past`). So a clip in one
+piece and the same clip chunk by chunk give the same numbers.
 """
 
 from __future__ import annotations
