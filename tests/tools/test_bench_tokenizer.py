@@ -23,7 +23,7 @@ def test_every_case_tells_both_sides_the_same(case):
         B, F, rows, columns, C = case.input_shape
         assert (B, 1 + ratio * (F - 1)) == (case.batch, case.frames)
         assert (rows * case.config.cell, columns * case.config.cell) == (case.height, case.width)
-        assert C == spec["diffusers"]["z_dim"]
+        assert spec["diffusers"]["z_dim"] == C
 
 
 def test_weights_are_those_of_the_released_file_and_none_is_zero(monkeypatch):
