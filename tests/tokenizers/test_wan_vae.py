@@ -271,6 +271,11 @@ def test_bad_input_is_named():
         tokenizer.encode(uint8(tokenizer, 1, 1, 4), CAMERA)
     with pytest.raises(ValueError, match="takes 16x16 images, got 16x8"):
         tokenizer.encode(uint8(tokenizer, 1, 1, 1)[:, :, :, :, :8], CAMERA)
+    model, x = network(tokenizer.config, tokenizer.params), clip(tokenizer, 4)
+    with pytest.raises(ValueError, match="starts with 1 \\+ 4 n frames and goes on by 4 n frames at a time, got 4"):
+        model.encode(x)
+    with pytest.raises(ValueError, match="goes on by 4 n frames at a time, got 3"):
+        model.encode(x[:, 1:], ())
     about, arrays = tokenizer.to_state()
     name = "decoder.conv_in.bias"
     with pytest.raises(ValueError, match=f"array '{name}' has the shape None, expected \\(32,\\)"):

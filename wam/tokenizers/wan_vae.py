@@ -222,7 +222,10 @@ class WanVAE(nnx.Module):
 
     def moments(self, video: Array, cache: Cache | None = None) -> tuple[Array, Cache]:
         """Mean and log variance, [B, F, rows, columns, 2 C], not normalised; arguments as for `encode`."""
-        past, p = Past(cache), self.config.pixel_patch
+        past, p, r = Past(cache), self.config.pixel_patch, self.config.frames_per_latent
+        T = video.shape[1]
+        if T < 1 or (T - past.starts) % r:
+            raise ValueError(f"a clip starts with 1 + {r} n frames and goes on by {r} n frames at a time, got {T}")
         x = rearrange(video, "B T (h p) (w q) c -> B T h w (c q p)", p=p, q=p)
         return self.moments_out(self.encoder(x, past)).astype(jnp.float32), tuple(past.kept)
 
