@@ -110,7 +110,7 @@ class Bench:
             worker = self.start(side, place)
             worker.stop()
             got.first = worker.first_step
-        said = agreement(*(np.load(place / f"{side}.npy") for side in measured), case.dtype)
+        said = agreement(np.load(place / f"{OURS}.npy"), np.load(place / f"{THEIRS}.npy"), case.dtype)
         alive: dict[str, Worker] = {}
         calibration = []
         try:
@@ -127,7 +127,7 @@ class Bench:
             for worker in alive.values():
                 worker.stop()
         (place / "arrays.npz").unlink()
-        return self.table(case, *measured.values(), said, calibration)
+        return self.table(case, measured[OURS], measured[THEIRS], said, calibration)
 
     def table(self, case: Case, ours: Measured, theirs: Measured, said: str,
               calibration: list[float]) -> list[dict[str, Any]]:  # fmt: skip

@@ -31,7 +31,7 @@ class DiffusersVAE:
         torch.backends.cudnn.allow_tf32 = case["dtype"] != "float32"
         arrays = read_arrays(spec)
         with torch.device("meta"):
-            self.model = AutoencoderKLWan(**spec["diffusers"])
+            self.model: Any = AutoencoderKLWan(**spec["diffusers"])
         self.model.load_state_dict({n: torch.from_numpy(a) for n, a in arrays["params"].items()}, assign=True)
         self.model.to(self.device, self.dtype).eval().requires_grad_(False)
         self.x = torch.from_numpy(arrays["batch"]["x"]).permute(0, 4, 1, 2, 3).contiguous().to(self.device)
