@@ -17,6 +17,12 @@ from torch import Tensor
 from tools.bench.worker import read_arrays, serve
 
 
+def empty_model(config: dict[str, Any]) -> Any:
+    """Without memory behind its weights: they are drawn elsewhere."""
+    with torch.device("meta"):
+        return AutoencoderKLWan(**config)
+
+
 class DiffusersVAE:
     """A `worker.Side`: a step encodes or decodes the clip once, latents normalised as on our side."""
 
@@ -30,8 +36,7 @@ class DiffusersVAE:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = case["dtype"] != "float32"
         arrays = read_arrays(spec)
-        with torch.device("meta"):
-            self.model: Any = AutoencoderKLWan(**spec["diffusers"])
+        self.model = empty_model(spec["diffusers"])
         self.model.load_state_dict({n: torch.from_numpy(a) for n, a in arrays["params"].items()}, assign=True)
         self.model.to(self.device, self.dtype).eval().requires_grad_(False)
         self.x = torch.from_numpy(arrays["batch"]["x"]).permute(0, 4, 1, 2, 3).contiguous().to(self.device)
