@@ -79,6 +79,25 @@ class ModelConfig:
 
     text_attention: bool = True
     """Cross-attention to the instruction's tokens in every block; False leaves it to the modulation alone."""
+    text_norm: bool = True
+    """A norm with affine parameters before it."""
+    text_input: str = "linear"
+    """From the text encoder's width to the expert's: `linear`, or `mlp` (two layers with a tanh-GELU, as in Wan)."""
+    text_padding: str = "masked"
+    """`masked`: nothing attends to what is behind the end of an instruction; `zeros`: zeros stand there and are
+    attended to, as Wan was trained."""
+    pooled_text: bool = True
+    """The mean of the instruction's tokens joins the modulation."""
+    image_dim: int = 0
+    """Width of the image encoder's tokens that the video expert attends to beside the text (Wan I2V); 0: none."""
+
+    video_input: str = "apart"
+    """`apart`: observed and noisy frames have an input map each, and noisy ones also read the last observed frame;
+    `one`: the same map for all frames (Wan, DreamZero)."""
+    guide_channels: int = 0
+    """Channels of a patch that go with its latent into the input map and are not denoised (Wan I2V); 0: none."""
+    learned_places: bool = True
+    """Learned embeddings of view, patch and frame beside the rotary positions."""
 
     lead_width: int = 128
     """Width of the frame-aligned action path (forward dynamics); 0 removes the path."""
@@ -102,6 +121,9 @@ class ModelConfig:
         choices = {
             "topology": ("dual", "shared"),
             "video_prediction": ("x", "velocity"),
+            "text_input": ("linear", "mlp"),
+            "text_padding": ("masked", "zeros"),
+            "video_input": ("apart", "one"),
             "attention": ("xla", "chunked", "cudnn"),
             "remat": ("none", "full", "dots"),
             "dtype": ("float32", "bfloat16"),
@@ -120,6 +142,8 @@ class ModelConfig:
             raise ValueError(
                 f"model.latent_frames {self.latent_frames} must be 1 + chunks ({self.chunks}) * frames per chunk"
             )
+        if self.image_dim and not self.text_attention:
+            raise ValueError("model.image_dim needs model.text_attention: the image is attended to beside the text")
         if self.topology == "shared" and (self.video_width, self.video_mlp) != (self.action_width, self.action_mlp):
             raise ValueError("model.topology 'shared' needs equal video and action widths and MLP widths")
         if not self.target_views or max(self.target_views) >= self.views:

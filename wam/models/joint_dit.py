@@ -29,6 +29,7 @@ from jax import Array
 
 from wam.config import ModelConfig
 from wam.models.blocks import ExpertBlock, OutputHead
+from wam.models.conditions import ImageInput, TextInput
 from wam.models.dynamics_paths import Constant, Embodiments, ForwardPath, InversePath, accumulate
 from wam.models.layers import EmbodimentBank, Linear, SigmaEmbedder
 from wam.models.placement import place_tokens
@@ -46,30 +47,41 @@ class JointDiT(nnx.Module):
         names = tuple(dict.fromkeys(self.expert_of.values()))
 
         @nnx.split_rngs(splits=config.depth)
-        @nnx.vmap(in_axes=(None, 0), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def stack(width_mlp: tuple[int, int], rngs: nnx.Rngs) -> ExpertBlock:
-            return ExpertBlock(
-                *width_mlp, config.heads, config.head_dim, rngs=rngs, text=config.text_attention, dtype=dtype
-            )
+        @nnx.vmap(in_axes=(None, None, 0), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+        def stack(width_mlp: tuple[int, int], image: bool, rngs: nnx.Rngs) -> ExpertBlock:
+            return ExpertBlock(*width_mlp, config.heads, config.head_dim, rngs=rngs, text=config.text_attention,
+                               text_norm=config.text_norm, image=image, dtype=dtype)  # fmt: skip
 
-        self.blocks = nnx.Dict({name: stack(widths[name], rngs) for name in names})
+        self.blocks = nnx.Dict({n: stack(widths[n], n == "video" and config.image_dim > 0, rngs) for n in names})
         self.sigma = nnx.Dict({n: SigmaEmbedder(config.time_width, widths[n][0], rngs=rngs) for n in names})
         read_text = names if config.text_attention else ()
-        self.text_in = nnx.Dict(
-            {n: Linear(config.text_dim, widths[n][0], rngs=rngs, axes=(None, "embed"), dtype=dtype) for n in read_text}
-        )
+        linear: dict[str, Any] = {"rngs": rngs, "axes": (None, "embed"), "dtype": dtype}
+
+        def text_input(width: int) -> Linear | TextInput:
+            if config.text_input == "mlp":
+                return TextInput(config.text_dim, width, rngs=rngs, dtype=dtype)
+            return Linear(config.text_dim, width, **linear)
+
+        self.text_in = nnx.Dict({n: text_input(widths[n][0]) for n in read_text})
         # The pooled instruction joins the sigma's condition: tiny trunks learn language much faster through modulation
         # than through cross-attention. Zero-initialised, hence a no-op for a trunk pretrained without it.
         self.text_condition = nnx.Dict(
-            {n: Linear(config.text_dim, widths[n][0], rngs=rngs, axes=(None, "embed"), zero=True) for n in names}
-        )
+            {n: Linear(config.text_dim, widths[n][0], rngs=rngs, axes=(None, "embed"), zero=True)
+             for n in (names if config.pooled_text else ())}
+        )  # fmt: skip
         C, Dv, Da = config.latent_channels, config.video_width, config.action_width
+        self.image_in = ImageInput(config.image_dim, Dv, rngs=rngs, dtype=dtype) if config.image_dim else None
         normal = nnx.with_partitioning(nnx.initializers.normal(0.02), (None, None, "embed"))
         self.context_gain = Constant(jnp.ones((2, C)))  # per channel, for the first frame and for later ones
-        self.history_in = Linear(C, Dv, rngs=rngs, axes=(None, "embed"), dtype=dtype)
-        self.video_in = Linear(2 * C, Dv, rngs=rngs, axes=(None, "embed"), dtype=dtype)
-        self.view_embedding = nnx.Param(normal(rngs.params(), (config.cameras, config.patches, Dv), jnp.float32))
-        self.frame_embedding = nnx.Param(normal(rngs.params(), (config.frames_per_chunk, 1, Dv), jnp.float32))
+        apart, guide = config.video_input == "apart", config.guide_channels
+        self.history_in = Linear(C + guide, Dv, **linear) if apart else None
+        self.video_in = Linear((2 * C if apart else C) + guide, Dv, **linear)
+
+        def place(*shape: int) -> Any:
+            return nnx.Param(normal(rngs.params(), shape, jnp.float32)) if config.learned_places else None
+
+        self.view_embedding = place(config.cameras, config.patches, Dv)
+        self.frame_embedding = place(config.frames_per_chunk, 1, Dv)
         k, A = config.steps_per_token, config.action_dim
         self.action_in = EmbodimentBank(config.embodiments, k * A, Da, rngs=rngs, dtype=dtype)
         self.action_embedding = nnx.Param(normal(rngs.params(), (1, config.action_tokens, Da), jnp.float32))
