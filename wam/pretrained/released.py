@@ -42,6 +42,7 @@ def read_config(source: Path) -> dict[str, Any] | None:
     return config
 
 
+@functools.cache
 def trunk_shapes(config: wan_trunk.WanConfig) -> Shapes:
     """Shapes of the parameters of a `JointDiT` that a trunk fills, by dotted path."""
     _, params = split(nnx.eval_shape(lambda: create(wan_trunk.model_config(config))))
