@@ -102,8 +102,8 @@ class JointDiT(nnx.Module):
 
     def context(self, obs: Observation) -> Context:
         """The observation as `denoise` reads it: in inference once, for all steps."""
-        given, streams, text = self._observed(obs)
-        _, keys = self._layers(given, streams, text=text, keep=True)
+        given, streams, read = self._observed(obs)
+        _, keys = self._layers(given, streams, **read, keep=True)
         return Context(given, keys)
 
     def denoise(self, context: Context, noisy: Noisy) -> Outputs:
@@ -114,9 +114,9 @@ class JointDiT(nnx.Module):
 
     def __call__(self, obs: Observation, noisy: Noisy) -> tuple[Given, Outputs]:
         """`context` and `denoise` in one pass over the layers, as in training."""
-        given, observed, text = self._observed(obs)
+        given, observed, read = self._observed(obs)
         streams = self._noisy(given, noisy)
-        xs, _ = self._layers(given, observed | streams, noisy=noisy, text=text)
+        xs, _ = self._layers(given, observed | streams, noisy=noisy, **read)
         return given, self._outputs(given, noisy, streams, xs)
 
     def _layers(self, given: Given, streams: dict[str, Stream], **options: Any) -> tuple[dict[str, Array], LayerKeys]:
@@ -124,8 +124,8 @@ class JointDiT(nnx.Module):
 
     # ---------------------------------------------------------------- observed
 
-    def _observed(self, obs: Observation) -> tuple[Given, dict[str, Stream], dict[str, Array]]:
-        """(what is read directly, the streams `history` and `state`, the text's tokens by expert)."""
+    def _observed(self, obs: Observation) -> tuple[Given, dict[str, Stream], dict[str, dict[str, Array]]]:
+        """(what is read directly, the streams `history` and `state`, the tokens of text and image by expert)."""
         cfg = self.config
         V, F = obs.latents.shape[1:3]
         text = jnp.where(obs.drop_text[:, None, None], self.null_text[...], obs.text)
@@ -133,21 +133,29 @@ class JointDiT(nnx.Module):
         empty = obs.drop_text | ~obs.text_mask.any(-1)
         text_mask = jnp.where(empty[:, None], jnp.arange(text.shape[1]) == 0, obs.text_mask)
         text = jnp.where(empty[:, None, None], self.null_text[...], text)
+        if cfg.text_padding == "zeros":
+            text, text_mask = text * text_mask[..., None], jnp.ones_like(text_mask)
         share = text_mask / text_mask.sum(-1, keepdims=True)
         pooled = jnp.einsum("BL,BLD->BD", share, text)
         last = np.arange(1 + (F - 1) // cfg.frames_per_chunk) * cfg.frames_per_chunk  # latent frame of each clean chunk
         current = obs.latents[:, np.array(cfg.target_views)][:, :, last]
         given = Given(
             observation=obs,
-            instruction={name: linear(pooled)[:, None, None] for name, linear in self.text_condition.items()},
+            instruction=dict.fromkeys(self.sigma, jnp.zeros((1, 1, 1, 1)))
+            | {name: linear(pooled)[:, None, None] for name, linear in self.text_condition.items()},
             current=rearrange(current, "B v M P C -> B M v P C"),
             masks={"history": jnp.tile(obs.view_mask, (1, F))[..., None], "state": obs.state_mask.any(-1)[..., None]},
             text_mask=text_mask,
         )
         gain = jnp.where((jnp.arange(F) == 0)[:, None], self.context_gain[...][0], self.context_gain[...][1])
-        x = self.history_in(obs.latents * gain[:, None])
+        frames = [obs.latents * gain[:, None]]
+        if obs.guide is not None:
+            frames.append(obs.guide[:, :, :F])
+        x = (self.history_in or self.video_in)(jnp.concatenate(frames, -1))
         dropped = obs.drop_history[:, None, None, None, None]
-        x = jnp.where(dropped, self.null_history[...].astype(x.dtype), x) + self._view(obs.camera, x.dtype)[:, :, None]
+        x = jnp.where(dropped, self.null_history[...].astype(x.dtype), x)
+        if cfg.learned_places:
+            x = x + self._view(obs.camera, x.dtype)[:, :, None]
         x = place_tokens(rearrange(x, "B V F P D -> B (F V) P D"), patches=True)
         angles = self._frame_angles(jnp.repeat(self._latent_time(obs.video_time)[:, :F], V, axis=1))
         history = self._clean("history", given, x, angles)
@@ -155,11 +163,11 @@ class JointDiT(nnx.Module):
         x = self.state_in(obs.state * obs.state_mask, obs.embodiment)
         x = jnp.where(obs.drop_state[:, None, None], self.null_state[...].astype(x.dtype), x)[:, :, None]
         state = self._clean("state", given, x, self._step_angles(obs.action_time[:, :, :1]))
-        return (
-            given,
-            {"history": history, "state": state},
-            {name: linear(text) for name, linear in self.text_in.items()},
-        )
+        read = {"text": {name: text_in(text) for name, text_in in self.text_in.items()}}
+        if self.image_in is not None:
+            assert obs.image is not None, "this trunk attends to an image: the batch has none"
+            read["image"] = {self.expert_of["video"]: self.image_in(obs.image)}
+        return given, {"history": history, "state": state}, read
 
     def _clean(self, name: str, given: Given, x_BGnD: Array, angles: Array) -> Stream:
         """A stream whose sigma is 0."""
@@ -213,11 +221,17 @@ class JointDiT(nnx.Module):
         assert noisy.video is not None
         cfg, obs = self.config, given.observation
         v = len(cfg.target_views)
-        seen = given.current * ~obs.drop_history[:, None, None, None, None]
-        both = [noisy.video, jnp.broadcast_to(seen[:, :, None], noisy.video.shape)]
-        x = self.video_in(jnp.concatenate(both, -1))  # [B, M, f, v, P, D]
-        view = self._view(obs.camera[:, np.array(cfg.target_views)], x.dtype)
-        x = x + view[:, None, None] + self.frame_embedding[...].astype(x.dtype)[:, None]
+        frames = [noisy.video]
+        if cfg.video_input == "apart":
+            seen = given.current * ~obs.drop_history[:, None, None, None, None]
+            frames.append(jnp.broadcast_to(seen[:, :, None], noisy.video.shape))
+        if obs.guide is not None:
+            guide = obs.guide[:, np.array(cfg.target_views), 1:]
+            frames.append(rearrange(guide, "B v (M f) P C -> B M f v P C", f=noisy.video.shape[2]))
+        x = self.video_in(jnp.concatenate(frames, -1))  # [B, M, f, v, P, D]
+        if cfg.learned_places:
+            view = self._view(obs.camera[:, np.array(cfg.target_views)], x.dtype)
+            x = x + view[:, None, None] + self.frame_embedding[...].astype(x.dtype)[:, None]
         embedder = self.sigma[self.expert_of["video"]]
         condition = embedder.condition(noisy.sigma_video) + given.instruction[self.expert_of["video"]]
         if self.forward_path is not None and noisy.action is not None:

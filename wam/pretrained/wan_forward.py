@@ -24,6 +24,7 @@ from wam.models.attention import Keys, attend
 from wam.models.joint_dit import JointDiT
 from wam.models.placement import gathered
 from wam.models.rotary import frame_positions, rope_angles
+from wam.models.trunk import run_layers
 
 
 def patches(video_BFhwC: Array, patch: tuple[int, int, int]) -> Array:
@@ -74,5 +75,5 @@ def wan_forward(model: JointDiT, video_BFPC: Array, sigma: Array, text_BLd: Arra
         looked_at = None if image is None else Keys(*block.image_keys(image))
         return block.finish(x, attended, mod, read, cfg.attention, patches=True, image=looked_at), None
 
-    x, _ = model._run(layer, x)
+    x, _ = run_layers(layer, model.blocks, cfg, x, None)
     return model.video_head(x, condition)
