@@ -26,6 +26,7 @@ from wam.batch import BatchSpec
 from wam.config import (
     DERIVED,
     NAMED_SIZES,
+    FinetuneConfig,
     MeshConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -37,6 +38,7 @@ from wam.config import (
 )
 from wam.envs import embodiment_of, env_factory
 from wam.models.joint_dit import JointDiT
+from wam.pretrained.imported import read_provenance
 from wam.tokenizers import patch_pca
 from wam.tokenizers.patch_pca import PatchPCA
 from wam.tokenizers.text import HashedNgrams
@@ -55,12 +57,13 @@ class Recipe:
     optimizer: OptimizerConfig
     mesh: MeshConfig
     train: TrainConfig
+    finetune: FinetuneConfig
 
     @classmethod
     def of(cls, config: ConfigDict) -> Recipe:
         """ValueError names an unknown or missing part or field."""
         known = ("sim", "collect", "data", "tokenizer", "text", "model", "objective", "optimizer", "mesh", "train",
-                 "evaluate")  # fmt: skip
+                 "evaluate", "finetune")  # fmt: skip
         for name in config:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -81,6 +84,7 @@ class Recipe:
             part("optimizer", OptimizerConfig),
             part("mesh", MeshConfig),
             part("train", TrainConfig),
+            part("finetune", FinetuneConfig),
         )
 
     @property
@@ -340,4 +344,6 @@ def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
         "sources": list(recipe.sources),
         "store_hashes": fitted.hashes,
         "lead_r2": fitted.lead_r2,
+        "finetune": dataclasses.asdict(recipe.finetune),
+        "trunk": read_provenance(recipe.finetune.trunk) if recipe.finetune.trunk else None,
     }

@@ -96,8 +96,9 @@ class ModelConfig:
     `one`: the same map for all frames (Wan, DreamZero)."""
     guide_channels: int = 0
     """Channels of a patch that go with its latent into the input map and are not denoised (Wan I2V); 0: none."""
-    learned_places: bool = True
-    """Learned embeddings of view, patch and frame beside the rotary positions."""
+    places: str = "learned"
+    """`learned`: embeddings of view, patch and frame beside the rotary positions; `rotary`: none, and the views stand
+    side by side in the rotary columns, as if tiled on one canvas (Wan, DreamZero)."""
 
     lead_width: int = 128
     """Width of the frame-aligned action path (forward dynamics); 0 removes the path."""
@@ -124,6 +125,7 @@ class ModelConfig:
             "text_input": ("linear", "mlp"),
             "text_padding": ("masked", "zeros"),
             "video_input": ("apart", "one"),
+            "places": ("learned", "rotary"),
             "attention": ("xla", "chunked", "cudnn"),
             "remat": ("none", "full", "dots"),
             "dtype": ("float32", "bfloat16"),

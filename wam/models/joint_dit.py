@@ -18,6 +18,7 @@ n tokens of a group, D width, N heads, H head dim, K action horizon, A action di
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -78,7 +79,7 @@ class JointDiT(nnx.Module):
         self.video_in = Linear((2 * C if apart else C) + guide, Dv, **linear)
 
         def place(*shape: int) -> Any:
-            return nnx.Param(normal(rngs.params(), shape, jnp.float32)) if config.learned_places else None
+            return nnx.Param(normal(rngs.params(), shape, jnp.float32)) if config.places == "learned" else None
 
         self.view_embedding = place(config.cameras, config.patches, Dv)
         self.frame_embedding = place(config.frames_per_chunk, 1, Dv)
@@ -154,10 +155,10 @@ class JointDiT(nnx.Module):
         x = (self.history_in or self.video_in)(jnp.concatenate(frames, -1))
         dropped = obs.drop_history[:, None, None, None, None]
         x = jnp.where(dropped, self.null_history[...].astype(x.dtype), x)
-        if cfg.learned_places:
+        if cfg.places == "learned":
             x = x + self._view(obs.camera, x.dtype)[:, :, None]
         x = place_tokens(rearrange(x, "B V F P D -> B (F V) P D"), patches=True)
-        angles = self._frame_angles(jnp.repeat(self._latent_time(obs.video_time)[:, :F], V, axis=1))
+        angles = self._frame_angles(self._latent_time(obs.video_time)[:, :F], range(V))
         history = self._clean("history", given, x, angles)
 
         x = self.state_in(obs.state * obs.state_mask, obs.embodiment)
@@ -175,9 +176,14 @@ class JointDiT(nnx.Module):
         condition = embedder.condition(jnp.zeros((x_BGnD.shape[0], 1, 1))) + instruction
         return Stream(x_BGnD, condition, embedder.modulation(condition), angles)
 
-    def _frame_angles(self, seconds_BG: Array) -> Array:
+    def _frame_angles(self, seconds_BF: Array, views: Sequence[int]) -> Array:
+        """Of every frame and, one after the other, the views of it."""
         cfg = self.config
-        return rope_angles(frame_positions(seconds_BG * cfg.latent_rate, cfg.grid), cfg.head_dim)
+        positions = frame_positions(jnp.repeat(seconds_BF * cfg.latent_rate, len(views), axis=1), cfg.grid)
+        if cfg.places == "rotary":
+            columns = np.tile(np.asarray(views) * cfg.grid[1], seconds_BF.shape[1])
+            positions = positions + jnp.zeros(3).at[2].set(1.0) * columns[:, None, None]
+        return rope_angles(positions, cfg.head_dim)
 
     def _step_angles(self, seconds_BGn: Array) -> Array:
         return rope_angles(step_positions(seconds_BGn * self.config.latent_rate), self.config.head_dim)
@@ -229,7 +235,7 @@ class JointDiT(nnx.Module):
             guide = obs.guide[:, np.array(cfg.target_views), 1:]
             frames.append(rearrange(guide, "B v (M f) P C -> B M f v P C", f=noisy.video.shape[2]))
         x = self.video_in(jnp.concatenate(frames, -1))  # [B, M, f, v, P, D]
-        if cfg.learned_places:
+        if cfg.places == "learned":
             view = self._view(obs.camera[:, np.array(cfg.target_views)], x.dtype)
             x = x + view[:, None, None] + self.frame_embedding[...].astype(x.dtype)[:, None]
         embedder = self.sigma[self.expert_of["video"]]
@@ -242,7 +248,7 @@ class JointDiT(nnx.Module):
         condition = rearrange(condition, "B M f D -> B (M f) 1 D")
         modulation = embedder.modulation(condition)
         condition, modulation = (jnp.repeat(c, v, axis=1) for c in (condition, modulation))
-        angles = self._frame_angles(jnp.repeat(self._latent_time(obs.video_time)[:, 1:], v, axis=1))
+        angles = self._frame_angles(self._latent_time(obs.video_time)[:, 1:], cfg.target_views)
         return Stream(x, condition, modulation, angles)
 
     def _lead_code(self, obs: Observation, noisy: Noisy) -> Array:

@@ -86,7 +86,7 @@ class WanConfig:
         }
 
 
-SWITCHES: dict[str, Any] = {"video_prediction": "velocity", "video_input": "one", "learned_places": False,
+SWITCHES: dict[str, Any] = {"video_prediction": "velocity", "video_input": "one", "places": "rotary",
                             "pooled_text": False, "text_input": "mlp", "text_padding": "zeros"}  # fmt: skip
 """Where Wan does otherwise than our own defaults."""
 
