@@ -297,6 +297,11 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
     size = fitted.tokenizer.image_size
     model = recipe.model_config(size[0], cameras, action_dim, state_dim, len(fitted.embodiments))
     spec = model.batch_spec(size[0], size[1], recipe.text.tokens)
+    if spec.guide or spec.image:
+        raise ValueError(
+            "model.guide_channels and image_dim want `guide` and `image` in every batch, which stores do not hold: "
+            "take a text-to-video trunk"
+        )
     normalizers = {name: fitted.statistics.normalizers(name) for name in fitted.embodiments if name != "none"}
     encode = HashedNgrams(recipe.text)
     # A source without a validation split keeps its place in the table but is never read for validation.

@@ -90,6 +90,8 @@ class ModelConfig:
     """The mean of the instruction's tokens joins the modulation."""
     image_dim: int = 0
     """Width of the image encoder's tokens that the video expert attends to beside the text (Wan I2V); 0: none."""
+    image_tokens: int = 257
+    """How many there are: the class token and 16 x 16 patches of CLIP ViT-H/14."""
 
     video_input: str = "apart"
     """`apart`: observed and noisy frames have an input map each, and noisy ones also read the last observed frame;
@@ -180,6 +182,8 @@ class ModelConfig:
             state_dim=self.state_dim,
             text_tokens=text_tokens,
             text_dim=self.text_dim,
+            guide=(self.latent_frames, self.patches, self.guide_channels) if self.guide_channels else None,
+            image=(self.image_tokens, self.image_dim) if self.image_dim else None,
         )
 
 

@@ -74,7 +74,8 @@ def test_noisy_video_beside_an_observed_frame_equals_the_masked_reference(name, 
         drop_text=never, drop_state=never, drop_history=never, guide=guide if guide.size else None, image=image,
     )  # fmt: skip
     noisy = Noisy(
-        video=jnp.moveaxis(latents[:, :, 1:], 1, 2)[:, None], sigma_video=jnp.tile(time[:, None, None] / 1000, (1, 1, 2)),
+        video=jnp.moveaxis(latents[:, :, 1:], 1, 2)[:, None],
+        sigma_video=jnp.tile(time[:, None, None] / 1000, (1, 1, 2)),
         frame_mask=jnp.ones((B, M, 2), bool), action=None, action_mask=jnp.zeros((B, M, 1, 1), bool),
         sigma_action=jnp.ones((B, M)), action_sees_video=jnp.zeros(B), video_sees_action=jnp.zeros(B),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.pretrained.wan_reference import CASES, reference
-from tools import import_weights
+from tools import export_weights, import_weights
 from wam.config import MeshConfig
 from wam.models.joint_dit import create
 from wam.pretrained import imported, wan_trunk
@@ -55,6 +55,8 @@ def test_import_and_export_keep_every_bit_and_the_reference_computes_the_same(tm
     assert {str(d) for d in dtypes.values()} == {str(dtype).removeprefix("torch.")}
     imported.export_trunk(CONFIG, params, tmp_path / "exported", dtypes, shard_bytes=30_000)
     assert bits(tmp_path / "exported") == bits(release)
+    export_weights.main(["--from", str(weights), "--out", str(tmp_path / "again")])
+    assert bits(tmp_path / "again") == bits(release), "straight from the files"
     # In float32 there is nothing to keep in float32; otherwise the reference asks for one more package.
     monkeypatch.setattr(WanTransformer3DModel, "_keep_in_fp32_modules", None)
     theirs = WanTransformer3DModel.from_pretrained(release, torch_dtype=torch.float32)

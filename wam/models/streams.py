@@ -140,6 +140,6 @@ def observe(batch: Batch, latents: Array, chunks: int, frames_per_chunk: int, *,
         drop_text=never if drop_text is None else drop_text,
         drop_state=never if drop_state is None else drop_state,
         drop_history=never if drop_history is None else drop_history,
-        guide=batch.get("guide"),
+        guide=batch.get("guide"),  # of image-to-video trunks
         image=batch.get("image"),
     )
