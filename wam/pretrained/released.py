@@ -65,8 +65,18 @@ def _trunk(expected: wan_trunk.WanConfig | None, source: Path, tensors: TensorFi
     )
 
 
+def _dreamzero(source: Path, tensors: TensorFiles) -> Model:  # noqa: ARG001
+    """Refuses: DreamZero's state tokens stand at the sigma of the actions, and so cannot be kept as ours are."""
+    raise ValueError(
+        f"{source} is not imported: DreamZero's action encoder and state tokens read the noise level of the actions, "
+        "which ours do not; import the Wan release that it starts from, and train with the recipe wan5b_dreamzero or "
+        "wan14b_dreamzero"
+    )
+
+
 KINDS: Mapping[str, Callable[[Path, TensorFiles], Model]] = {
     "wan": functools.partial(_trunk, None),
     **{name: functools.partial(_trunk, config) for name, config in wan_trunk.RELEASED.items()},
+    "dreamzero": _dreamzero,
 }
 """Name -> what reads a source of that kind. `wan` takes the size from config.json."""
