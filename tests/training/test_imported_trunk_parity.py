@@ -28,8 +28,10 @@ def trunk(tmp_path_factory) -> str:
 
 
 def losses(finetune: FinetuneConfig, mesh, model=MODEL) -> list[float]:
-    made = Trainer(model, ObjectiveConfig(policy_draws=2), OptimizerConfig(warmup_steps=1), small_tokenizer(model), mesh,
-                   batch_size=ROWS, sources=3, finetune=finetune)  # fmt: skip
+    made = Trainer(
+        model, ObjectiveConfig(policy_draws=2), OptimizerConfig(warmup_steps=1), small_tokenizer(model), mesh,
+        batch_size=ROWS, sources=3, finetune=finetune,
+    )  # fmt: skip
     state, values = made.init(steps=10, seed=0), []
     batch = made.place(small_batch(model, ROWS))
     for _ in range(STEPS):

@@ -100,7 +100,7 @@ def interpolated_action_expert(flat: Mapping[str, Array]) -> dict[str, Array]:
         parts = 6 if ".project." in path else 1
         x_new = narrowed(wide.reshape(*wide.shape[:-1], parts, -1), (*x.shape[:-1], parts, x.shape[-1] // parts))
         x_new = x_new.reshape(x.shape)
-        made[path] = x_new * np.sqrt(wide.shape[-2] / x.shape[-2]) if path.endswith(".kernel") else x_new
+        made[path] = x_new * float(np.sqrt(wide.shape[-2] / x.shape[-2])) if path.endswith(".kernel") else x_new
     return made
 
 
@@ -108,7 +108,10 @@ def started(params: Tree, given: Mapping[str, Array], config: FinetuneConfig) ->
     """Fresh parameters with the imported ones in their places, and an action expert after them where that is asked."""
     flat = {**flatten(params), **given}
     if config.action_expert == "interpolated":
-        flat |= interpolated_action_expert(flat)
+        made = interpolated_action_expert(flat)
+        if not made:
+            raise ValueError("finetune.action_expert 'interpolated' needs an action expert: model.topology 'dual'")
+        flat |= made
     return unflatten(flat)
 
 
