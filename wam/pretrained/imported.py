@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Sharding
 
+from wam.models.lora import LEAVES
 from wam.pretrained import loading, wan_trunk
 from wam.pretrained.loading import Row, Shapes
 from wam.pretrained.mapping import Entry
@@ -96,7 +97,8 @@ def load_trunk(directory: str | Path, shapes: Shapes, shardings: Mapping[str, Sh
       ValueError: the trunk does not fit the model; the first tensor that differs is named.
     """
     entries = loading.own_entries(wan_trunk.entries(trunk_config(directory)))
-    own = {path: shape for path, shape in shapes.items() if path.startswith(wan_trunk.OURS)}
+    in_trunk = [path for path in shapes if path.startswith(wan_trunk.OURS) and not path.endswith(LEAVES)]
+    own = {path: shapes[path] for path in in_trunk}
     try:
         return loading.load(entries, TensorFiles(directory), own, shardings)
     except ValueError as error:
