@@ -115,12 +115,10 @@ def test_learning_rates_are_factors_by_path(trunk):
     start = jax.device_get(flatten(made.init(steps=10, seed=0).params))
     _, state = run(made, steps=1)
     rate = OptimizerConfig().learning_rate
-    for path, x in flatten(state.params).items():
-        length = np.abs(np.asarray(x) - start[path]).max() / rate
-        if path.startswith("blocks.video."):
-            assert length == 0, path
-        elif path.endswith("kernel") and path.startswith(("blocks", "sigma")):
-            assert length == pytest.approx(0.5 if ".action." in path else 1.0, rel=0.02), path
+    length = {path: np.abs(x - start[path]).max() / rate for path, x in flatten(state.params).items()}
+    assert not any(length[path] for path in length if path.startswith("blocks.video."))
+    for path, factor in {"blocks.action.v.kernel": 0.5, "sigma.video.hidden.kernel": 1, "video_in.kernel": 1}.items():
+        assert length[path] == pytest.approx(factor, rel=0.02), path
     factors = finetune.rate_factors({"a": {"kernel": 1, "bias": 2}}, (("a.k*", 3.0), ("a.*", 4.0)))
     assert factors == {"a": {"kernel": 3.0, "bias": 4.0}}
 
