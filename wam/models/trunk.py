@@ -99,7 +99,7 @@ def through_layers(
                     mask = given.masks[seen.stream][:, start:stop] if seen.stream in given.masks else None
                     if seen.gate is not None:
                         mask = gates[seen.gate][:, None, None] > 0
-                    seen_keys.append(Keys(*groups(whole[seen.stream], start, stop), mask))
+                    seen_keys.append(Keys(*groups(whole[seen.stream], start, stop))._replace(mask=mask))
             return seen_keys
 
         def attended(lane_q: Array, name: str, chunk: int) -> Array:
@@ -111,7 +111,9 @@ def through_layers(
         for lane, x, q, mod in zip(lanes, xs, queries, mods, strict=True):
             expert = expert_of[lane.names[0]]
             parts = [attended(lane.stream(q, name), name, chunk) for name in lane.names for chunk in range(M)]
-            instruction = Keys(*texts[expert], given.text_mask[:, None]) if expert in texts else None
+            instruction = None
+            if expert in texts:
+                instruction = Keys(*texts[expert])._replace(mask=given.text_mask[:, None])
             looked_at = Keys(*images[expert]) if expert in images else None
             new.append(blocks[expert].finish(x, jnp.concatenate(parts, 1), mod, instruction, config.attention,
                                              patches=lane.names[0] in FRAMES, image=looked_at))  # fmt: skip
