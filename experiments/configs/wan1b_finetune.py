@@ -12,8 +12,8 @@
 Data: two cameras, side by side for the trunk; 13 frames at 20 Hz, that is four latent frames, and 48 actions.
 `wan1b_finetune.py:lora` trains adapters of rank 16 in place of the video expert's weights.
 
-Built, planned and its step traced by shape; both ways of tuning were run on a small random trunk on CPUs, in the tests. Not
-trained here, so no result is claimed.
+Built, planned and its step traced by shape; both ways of tuning were run on a small random trunk on CPUs, in the
+tests. Not trained here, so no result is claimed.
 """
 
 from ml_collections import ConfigDict
