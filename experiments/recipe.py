@@ -26,6 +26,7 @@ from wam.batch import BatchSpec
 from wam.config import (
     DERIVED,
     NAMED_SIZES,
+    FinetuneConfig,
     MeshConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -37,6 +38,7 @@ from wam.config import (
 )
 from wam.envs import embodiment_of, env_factory
 from wam.models.joint_dit import JointDiT
+from wam.pretrained.imported import read_provenance
 from wam.tokenizers import patch_pca
 from wam.tokenizers.patch_pca import PatchPCA
 from wam.tokenizers.text import HashedNgrams
@@ -55,12 +57,13 @@ class Recipe:
     optimizer: OptimizerConfig
     mesh: MeshConfig
     train: TrainConfig
+    finetune: FinetuneConfig
 
     @classmethod
     def of(cls, config: ConfigDict) -> Recipe:
         """ValueError names an unknown or missing part or field."""
         known = ("sim", "collect", "data", "tokenizer", "text", "model", "objective", "optimizer", "mesh", "train",
-                 "evaluate")  # fmt: skip
+                 "evaluate", "finetune")  # fmt: skip
         for name in config:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -81,6 +84,7 @@ class Recipe:
             part("optimizer", OptimizerConfig),
             part("mesh", MeshConfig),
             part("train", TrainConfig),
+            part("finetune", FinetuneConfig),
         )
 
     @property
@@ -293,6 +297,11 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
     size = fitted.tokenizer.image_size
     model = recipe.model_config(size[0], cameras, action_dim, state_dim, len(fitted.embodiments))
     spec = model.batch_spec(size[0], size[1], recipe.text.tokens)
+    if spec.guide or spec.image:
+        raise ValueError(
+            "model.guide_channels and image_dim want `guide` and `image` in every batch, which stores do not hold: "
+            "take a text-to-video trunk"
+        )
     normalizers = {name: fitted.statistics.normalizers(name) for name in fitted.embodiments if name != "none"}
     encode = HashedNgrams(recipe.text)
     # A source without a validation split keeps its place in the table but is never read for validation.
@@ -340,4 +349,6 @@ def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
         "sources": list(recipe.sources),
         "store_hashes": fitted.hashes,
         "lead_r2": fitted.lead_r2,
+        "finetune": dataclasses.asdict(recipe.finetune),
+        "trunk": read_provenance(recipe.finetune.trunk) if recipe.finetune.trunk else None,
     }

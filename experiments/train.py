@@ -122,7 +122,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
         trainer = Trainer(
             data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, sharding.make_mesh(recipe.mesh),
             batch_size=recipe.train.batch_size, sources=len(recipe.sources), accumulate=recipe.train.accumulate,
-            prepare=lambda model: recipes.set_constants(model, data.fitted),
+            prepare=lambda model: recipes.set_constants(model, data.fitted), finetune=recipe.finetune,
         )  # fmt: skip
         replica = distributed.data_replica(trainer.rows, recipe.train.batch_size)
         streams = choose_streams(replica.count, asked=config.data.get("streams", 0), recorded=record.get("streams", 0))
@@ -166,6 +166,11 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
             if difference := _difference(saved["model"], json.loads(json.dumps(assets["model"])), "model"):
                 raise ValueError(
                     f"the checkpoint in {workdir} is of another architecture ({difference}); use a new --workdir"
+                )
+            if (saved.get("trunk") or {}).get("files") != (assets["trunk"] or {}).get("files"):
+                raise ValueError(
+                    f"the run in {workdir} began from other weights than those in {recipe.finetune.trunk}; "
+                    "import the ones its checkpoints name"
                 )
             note = batches.set_state(data_state)
             said = f"train: resuming at step {int(state.step)} of {settings.steps}" + (f"; {note}" if note else "")

@@ -72,7 +72,8 @@ def recipe_mesh(config: MeshConfig) -> dict[str, int]:
 def setting_of(recipe: Recipe, mesh: dict[str, int]) -> Setting:
     """What decides the bytes of the recipe on a mesh; ValueError where they do not go together."""
     model, spec = recipe.by_shape()
-    setting = Setting(model, recipe.objective, spec, mesh, recipe.train.batch_size, recipe.train.accumulate)
+    setting = Setting(model, recipe.objective, spec, mesh, recipe.train.batch_size, recipe.train.accumulate,
+                      recipe.finetune)  # fmt: skip
     check_mesh(mesh, model, setting.batch_size, setting.accumulate)
     return setting
 
@@ -177,6 +178,7 @@ def plan(recipe: Recipe, mesh: dict[str, int], chips: list[Chip], mfu: float) ->
     setting = setting_of(recipe, mesh)
     model, objective, batch_size = setting.model, setting.objective, setting.batch_size
     counts = memory.param_counts(model)
+    trained = memory.param_counts(model, recipe.finetune)
     tokens = stream_tokens(model, objective)
     flops = forward_flops(model, objective=objective, text_tokens=setting.spec.text_tokens)
     step = train_step_flops(model, objective, batch_size, text_tokens=setting.spec.text_tokens)
@@ -188,6 +190,7 @@ def plan(recipe: Recipe, mesh: dict[str, int], chips: list[Chip], mfu: float) ->
         "batch": f"{batch_size:,} samples; {setting.rows:,} a device at a time{in_parts}",
         "model": f"{model.dtype}, remat {model.remat}, {model.attention} attention",
         "parameters": f"{sum(counts.values()):,}: {_listed({name: number(n) for name, n in counts.items()})}",
+        "trained": f"{sum(trained.values()):,}: {_listed({name: number(n) for name, n in trained.items()})}",
         "tokens": f"{tokens.total:,} a sample: {_listed({name: n for name, n in vars(tokens).items() if n})}",
         "work": f"{work(step)} a step; forward {work(flops.total)} a sample: "
         + _listed({name: f"{share:.0%}" for name, share in shares.items() if share >= 0.005}),

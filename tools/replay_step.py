@@ -63,6 +63,7 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
     trainer = Trainer(
         data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, mesh, batch_size=len(batch["source"]),
         sources=len(recipe.sources), prepare=lambda model: recipes.set_constants(model, data.fitted),
+        finetune=recipe.finetune,
     )  # fmt: skip
     state = trainer.init(steps=1, seed=record["seed"])
     saved = (int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())

@@ -5,24 +5,27 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'HELP'
-usage: tools/setup.sh [--no-sim | --sim] [--python PYTHON] [--venv DIR]
+usage: tools/setup.sh [--no-sim | --sim] [--parity] [--python PYTHON] [--venv DIR]
 
   --no-sim         leave out the simulators (the default on Python 3.12 and later)
   --sim            install the simulators on any Python
+  --parity         add the reference implementations that parity tests compare with (Python 3.11 only; large)
   --python PYTHON  interpreter to use (default: $WAM_PYTHON, else 3.11, else the next later one)
   --venv DIR       where the environment goes (default: $WAM_VENV, else .venv)
 
-A second run with nothing changed does nothing. Versions: tools/constraints/py3XX.txt.
+A second run with nothing changed does nothing, and one without --parity accepts an environment that has it. Versions:
+tools/constraints/py3XX.txt.
 HELP
 }
 say() { echo "setup: $*"; }
 die() { echo "setup: $*" >&2; exit 1; }
 
-python="${WAM_PYTHON:-}" venv="${WAM_VENV:-.venv}" sim=auto
+python="${WAM_PYTHON:-}" venv="${WAM_VENV:-.venv}" sim=auto parity=no
 while [ $# -gt 0 ]; do
   case "$1" in
     --no-sim) sim=no ;;
     --sim) sim=yes ;;
+    --parity) parity=yes ;;
     --python | --venv) [ $# -ge 2 ] || die "$1 needs a value"
       if [ "$1" = --python ]; then python="$2"; else venv="$2"; fi
       shift ;;
@@ -32,12 +35,15 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-# Nothing to do when the same inputs made this environment, here, before.
+# Nothing to do when the same inputs made this environment, here, before. The stamp's second line says what became of
+# the reference implementations; an environment that has them keeps them when it is made again.
 digest() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi; }
 stamp="$({ echo "$PWD $venv $python $sim"; cat pyproject.toml tools/setup.sh tools/constraints/*.txt; } | digest | cut -c1-64)"
-if [ -f "$venv/.stamp" ] && [ "$(cat "$venv/.stamp")" = "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+made="$(sed -n 1p "$venv/.stamp" 2>/dev/null || true)" answered="$(sed -n 2p "$venv/.stamp" 2>/dev/null || true)"
+if [ "$made" = "$stamp" ] && { [ $parity = no ] || [ -n "$answered" ]; } && "$venv/bin/python" -c '' 2>/dev/null; then
   exit 0
 fi
+if [ "$answered" = parity ]; then parity=yes; fi
 
 usable() { "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 find_python() {
@@ -60,8 +66,14 @@ minor="$("$python" -c 'import sys; print(sys.version_info.minor)')"
 if [ "$sim" = auto ]; then
   if [ "$minor" -eq 11 ]; then sim=yes; else sim=no; fi
 fi
-extras=test,dev
+extras=test,dev,pretrained
 if [ "$sim" = yes ]; then extras="sim,$extras"; fi
+answered=""
+if [ $parity = yes ] && [ "$minor" -eq 11 ]; then extras="$extras,parity" answered=parity; fi
+if [ $parity = yes ] && [ "$minor" -ne 11 ]; then
+  answered="no parity"
+  say "no reference implementations on Python 3.$minor: their versions are tested on 3.11"
+fi
 pins="tools/constraints/py3$minor.txt" constraints=()
 if [ -f "$pins" ]; then
   constraints=(-c "$pins")
@@ -115,5 +127,5 @@ if [ "$sim" = yes ] && ! renders; then
   fi
   renders || die "off-screen rendering still fails with ${packages[*]} installed; the log is in $log"
 fi
-echo "$stamp" >"$venv/.stamp"
+printf '%s\n%s\n' "$stamp" "$answered" >"$venv/.stamp"
 say "done in $SECONDS s"

@@ -115,6 +115,10 @@ class BatchSpec:
     text_dim: int
     latent: tuple[int, int, int] | None = None
     """(F, P, C) of precomputed latents; None: `video` holds pixels."""
+    guide: tuple[int, int, int] | None = None
+    """(F, P, C') of channels that stand beside the latents and are not denoised (image-to-video trunks)."""
+    image: tuple[int, int] | None = None
+    """(tokens, width) of an image encoder's output (image-to-video trunks)."""
 
     def fields(self, batch_size: int | None) -> dict[str, tuple[tuple[int, ...], type]]:
         """{name: (shape, dtype)}; `batch_size=None` gives one sample, without the leading B."""
@@ -123,6 +127,10 @@ class BatchSpec:
         pixels: dict[str, tuple[tuple[int, ...], type]] = {"video": ((V, T, self.height, self.width, 3), np.uint8)}
         if self.latent is not None:
             pixels = {"latents": ((V, *self.latent), np.float32)}
+        if self.guide is not None:
+            pixels["guide"] = ((V, *self.guide), np.float32)
+        if self.image is not None:
+            pixels["image"] = (self.image, np.float32)
         fields = pixels | {
             "frame_mask": ((T,), np.bool_),  # real frames (False: padding past the end of the episode)
             "view_mask": ((V,), np.bool_),  # real cameras

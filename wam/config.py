@@ -79,6 +79,28 @@ class ModelConfig:
 
     text_attention: bool = True
     """Cross-attention to the instruction's tokens in every block; False leaves it to the modulation alone."""
+    text_norm: bool = True
+    """A norm with affine parameters before it."""
+    text_input: str = "linear"
+    """From the text encoder's width to the expert's: `linear`, or `mlp` (two layers with a tanh-GELU, as in Wan)."""
+    text_padding: str = "masked"
+    """`masked`: nothing attends to what is behind the end of an instruction; `zeros`: zeros stand there and are
+    attended to, as Wan was trained."""
+    pooled_text: bool = True
+    """The mean of the instruction's tokens joins the modulation."""
+    image_dim: int = 0
+    """Width of the image encoder's tokens that the video expert attends to beside the text (Wan I2V); 0: none."""
+    image_tokens: int = 257
+    """How many there are: the class token and 16 x 16 patches of CLIP ViT-H/14."""
+
+    video_input: str = "apart"
+    """`apart`: observed and noisy frames have an input map each, and noisy ones also read the last observed frame;
+    `one`: the same map for all frames (Wan, DreamZero)."""
+    guide_channels: int = 0
+    """Channels of a patch that go with its latent into the input map and are not denoised (Wan I2V); 0: none."""
+    places: str = "learned"
+    """`learned`: embeddings of view, patch and frame beside the rotary positions; `rotary`: none, and the views stand
+    side by side in the rotary columns, as if tiled on one canvas (Wan, DreamZero)."""
 
     lead_width: int = 128
     """Width of the frame-aligned action path (forward dynamics); 0 removes the path."""
@@ -102,6 +124,10 @@ class ModelConfig:
         choices = {
             "topology": ("dual", "shared"),
             "video_prediction": ("x", "velocity"),
+            "text_input": ("linear", "mlp"),
+            "text_padding": ("masked", "zeros"),
+            "video_input": ("apart", "one"),
+            "places": ("learned", "rotary"),
             "attention": ("xla", "chunked", "cudnn"),
             "remat": ("none", "full", "dots"),
             "dtype": ("float32", "bfloat16"),
@@ -120,6 +146,8 @@ class ModelConfig:
             raise ValueError(
                 f"model.latent_frames {self.latent_frames} must be 1 + chunks ({self.chunks}) * frames per chunk"
             )
+        if self.image_dim and not self.text_attention:
+            raise ValueError("model.image_dim needs model.text_attention: the image is attended to beside the text")
         if self.topology == "shared" and (self.video_width, self.video_mlp) != (self.action_width, self.action_mlp):
             raise ValueError("model.topology 'shared' needs equal video and action widths and MLP widths")
         if not self.target_views or max(self.target_views) >= self.views:
@@ -154,6 +182,8 @@ class ModelConfig:
             state_dim=self.state_dim,
             text_tokens=text_tokens,
             text_dim=self.text_dim,
+            guide=(self.latent_frames, self.patches, self.guide_channels) if self.guide_channels else None,
+            image=(self.image_tokens, self.image_dim) if self.image_dim else None,
         )
 
 
@@ -221,6 +251,41 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.995
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """What a run starts from, and what of it trains.
+
+    Parameters are named by their dotted paths (`blocks.video.up.kernel`), patterns are those of a shell:
+    `blocks.video.*` is all of the video expert's blocks. A pattern that fits nothing is an error.
+    """
+
+    trunk: str = ""
+    """Directory of an imported trunk (`tools/import_weights.py`); empty: fresh weights."""
+    action_expert: str = "fresh"
+    """`fresh`, or `interpolated`: the action expert starts from the video expert's weights, narrowed (Fast-WAM)."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are; they must come from the trunk. They have no moments, no EMA, no gradient."""
+    lora: tuple[tuple[str, int, float], ...] = ()
+    """(pattern of linear maps, rank, alpha): a low-rank term of scale alpha / rank joins each, whose kernel is frozen;
+    the first pattern that fits counts."""
+    learning_rates: tuple[tuple[str, float], ...] = ()
+    """(pattern of parameters, factor on the learning rate); the first that fits counts."""
+
+    def __post_init__(self):
+        if self.action_expert not in ("fresh", "interpolated"):
+            raise ValueError(f"finetune.action_expert is {self.action_expert!r}; choose from fresh, interpolated")
+        for name, size in (("lora", 3), ("learning_rates", 2)):
+            for entry in getattr(self, name):
+                if not isinstance(entry, tuple) or len(entry) != size or not isinstance(entry[0], str):
+                    fields = "rank, alpha" if size == 3 else "factor"
+                    raise ValueError(f"finetune.{name} has {entry!r}; write (pattern, {fields})")
+        for pattern, rank, _ in self.lora:
+            if rank < 1:
+                raise ValueError(f"finetune.lora of {pattern!r} has rank {rank}; it must be at least 1")
+        if not self.trunk and (self.freeze or self.lora or self.action_expert != "fresh"):
+            raise ValueError("finetune.freeze, lora and action_expert need finetune.trunk: fresh weights must train")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,13 +22,14 @@ from jax import Array
 
 from wam.batch import Batch, EmbodimentSpec, Normalizer
 from wam.checkpoint import Inference, read_inference
-from wam.config import ModelConfig, TextConfig, build
+from wam.config import FinetuneConfig, ModelConfig, TextConfig, build
 from wam.diffusion import losses, sampler
 from wam.models.dynamics_paths import Constant
 from wam.models.joint_dit import create
 from wam.models.streams import Noisy, observe
 from wam.tokenizers.text import HashedNgrams
 from wam.tokenizers.video import VideoTokenizer, from_state
+from wam.training.finetune import complete
 from wam.training.state import Apply
 
 DEFAULT_STEPS = {"policy": 2, "joint": 2, "forward": 1, "video": 1}
@@ -82,7 +83,8 @@ class Policy:
         self.action_hz = float(assets["action_hz"])
         self._embodiments = [_embodiment(entry) for entry in assets["embodiments"]]
         graph, *_ = nnx.split(nnx.eval_shape(lambda: create(self.config)), nnx.Param, Constant)
-        self._apply, self.params = Apply(graph, saved.constants), saved.params
+        self._apply = Apply(graph, saved.constants)
+        self.params = complete(saved.params, build(FinetuneConfig, assets.get("finetune", {})))
 
     # ------------------------------------------------------------ what callers ask about
 

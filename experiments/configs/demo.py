@@ -16,6 +16,7 @@ instruction tells them apart (the goal marker is not drawn).
 from ml_collections import ConfigDict
 
 from wam.config import (
+    FinetuneConfig,
     MeshConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -108,6 +109,7 @@ def _demo() -> ConfigDict:
             ),
             # Strong for a short training: otherwise inverse dynamics learn the clips by heart.
             "optimizer": to_dict(OptimizerConfig(learning_rate=1e-3, weight_decay=1.0)),
+            "finetune": to_dict(FinetuneConfig()),
             "mesh": to_dict(MeshConfig()),
             "train": to_dict(TrainConfig(steps=2000, batch_size=32)),
             "evaluate": {

@@ -16,11 +16,12 @@ from experiments.recipe import Recipe
 from wam.batch import fake_batch
 from wam.config import ObjectiveConfig, build
 from wam.models.joint_dit import create
+from wam.pretrained.mapping import flatten
 from wam.tokenizers.patch_pca import PatchPCA
-from wam.training import memory, optimizer, state, step
+from wam.training import finetune, memory, optimizer, state, step
 
 RECIPES = sorted(p.stem for p in pathlib.Path("experiments/configs").glob("*.py") if p.stem != "__init__")
-VARIANTS = [f"demo:{variant}" for variant in demo.VARIANTS]
+VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "wan1b_finetune:lora", "wan14b_dreamzero:i2v"]
 PARAMETERS = {
     "debug": (4e4, 1e5),
     "demo": (1e6, 4e6),
@@ -30,8 +31,12 @@ PARAMETERS = {
     "base": (1.6e9, 1.8e9),
     "wan5b": (5.9e9, 6.3e9),
     "wan14b": (1.6e10, 1.7e10),
+    "wan1b_finetune": (1.6e9, 1.8e9),
+    "wan5b_dreamzero": (4.9e9, 5.2e9),
+    "wan14b_dreamzero": (1.4e10, 1.66e10),
+    "fast_wam": (5.9e9, 6.3e9),
 }
-VIDEO_EXPERT = {"base": 1.42e9, "wan5b": 5.0e9, "wan14b": 14.3e9}
+VIDEO_EXPERT = {"base": 1.42e9, "wan5b": 5.0e9, "wan14b": 14.3e9, "wan1b_finetune": 1.42e9, "fast_wam": 5.0e9}
 """Parameters of the released trunks whose shapes these are."""
 
 
@@ -68,18 +73,23 @@ def test_recipe_builds_by_shape(recipe_name):
     transform = optimizer.make_optimizer(recipe.optimizer)
 
     def one_step(batch):
-        apply, params = state.split(create(model))
+        apply, params = state.split(state.build(model, recipe.finetune.lora))
+        params, frozen = finetune.divide(params, finetune.frozen_paths(recipe.finetune, flatten(params)))
         tokenizer = empty_tokenizer(recipe, spec.height, model.cameras)
-        train_step = step.make_train_step(apply, tokenizer, recipe.objective, recipe.optimizer, sources=3)
-        return train_step(state.init_state(params, transform, steps=10, seed=0), batch)
+        train_step = step.make_train_step(apply, tokenizer, recipe.objective, recipe.optimizer, sources=3,
+                                          learning_rates=recipe.finetune.learning_rates)  # fmt: skip
+        return train_step(state.init_state(params, transform, steps=10, seed=0), batch, frozen)
 
     new, metrics = jax.eval_shape(one_step, batch)
     assert metrics["loss"].shape == ()
-    parameters = state.count(new.params)
+    trained = memory.param_counts(model, recipe.finetune)
+    assert sum(trained.values()) == state.count(new.params)
+    counts = memory.param_counts(model)
+    parameters = sum(counts.values())
     low, high = PARAMETERS[name]
     assert low < parameters < high, f"{parameters:,} parameters"
-    counts = memory.param_counts(model)
-    assert sum(counts.values()) == parameters
+    if not recipe.finetune.freeze:
+        assert trained == counts
     if name in VIDEO_EXPERT:
         assert counts["video"] == pytest.approx(VIDEO_EXPERT[name], rel=0.03)
 

@@ -11,6 +11,7 @@ from wam.config import NAMED_SIZES, ModelConfig, ObjectiveConfig
 from wam.diffusion import losses, modes
 from wam.models.flops import attention_pairs, forward_flops, stream_tokens, tokens_per_sample, train_step_flops
 from wam.models.joint_dit import create
+from wam.pretrained.wan_trunk import SWITCHES
 from wam.training import state
 
 TEXT = 7
@@ -30,6 +31,8 @@ CASES = {
     "no draws": ({}, {"policy_draws": 0}),
     "no video": ({}, {"with_video": False}),
     "no paths": ({"lead_width": 0, "inverse_width": 0}, {}),
+    "wan": ({**SWITCHES, "guide_channels": 8, "image_dim": 48, "image_tokens": 9}, {}),
+    "wan, shared": ({**SWITCHES, **SHARED, "image_dim": 48, "image_tokens": 9}, {}),
 }
 
 

@@ -1,7 +1,8 @@
 """The expert block: one transformer layer of one expert, split at the attention so that experts can join there.
 
 It is the Wan 2.x block (LayerNorm without affine, six-way modulation, q/k RMSNorm over the full attention width, 3-D
-RoPE, text cross-attention behind an affine norm, tanh-GELU MLP), so released trunks load into it.
+RoPE, text cross-attention behind an affine norm, tanh-GELU MLP), so released trunks load into it. Image-to-video trunks
+also attend to the tokens of one image, with keys and values of their own.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class ExpertBlock(nnx.Module):
     """Tokens are [B, G, n, D]: G groups of n tokens; modulation is [B, G, 1, ...] where a group has one sigma."""
 
     def __init__(self, width: int, mlp: int, heads: int, head_dim: int, *, rngs: nnx.Rngs, text: bool = True,
-                 dtype=jnp.float32):  # fmt: skip
+                 text_norm: bool = True, image: bool = False, dtype=jnp.float32):  # fmt: skip
         inner = heads * head_dim
         linear: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
         self.q = Linear(width, inner, axes=("embed", "heads"), **linear)
@@ -38,12 +39,16 @@ class ExpertBlock(nnx.Module):
         self.out = Linear(inner, width, axes=("heads", "embed"), **linear)
         self.q_norm, self.k_norm = RMSNorm(inner, rngs=rngs), RMSNorm(inner, rngs=rngs)
         if text:
-            self.text_norm = LayerNorm(width, rngs=rngs)
+            self.text_norm = LayerNorm(width, rngs=rngs) if text_norm else None
             self.text_q = Linear(width, inner, axes=("embed", "heads"), **linear)
             self.text_k = Linear(width, inner, axes=("embed", "heads"), **linear)
             self.text_v = Linear(width, inner, axes=("embed", "heads"), **linear)
             self.text_out = Linear(inner, width, axes=("heads", "embed"), **linear)
             self.text_q_norm, self.text_k_norm = RMSNorm(inner, rngs=rngs), RMSNorm(inner, rngs=rngs)
+        if image:
+            self.image_k = Linear(width, inner, axes=("embed", "heads"), **linear)
+            self.image_v = Linear(width, inner, axes=("embed", "heads"), **linear)
+            self.image_k_norm = RMSNorm(inner, rngs=rngs)
         self.up = Linear(width, mlp, axes=("embed", "mlp"), **linear)
         self.down = Linear(mlp, width, axes=("mlp", "embed"), **linear)
 
@@ -75,14 +80,27 @@ class ExpertBlock(nnx.Module):
         k = self._split(self.text_k_norm(self.text_k(text_BGnD)))
         return k, self._split(self.text_v(text_BGnD))
 
+    def image_keys(self, image_BLD: Array) -> tuple[Array, Array]:
+        """Keys and values [B, 1, Li, N, H] of the image's tokens, as one group."""
+        image_BGnD = image_BLD[:, None]
+        k = self._split(self.image_k_norm(self.image_k(image_BGnD)))
+        return k, self._split(self.image_v(image_BGnD))
+
     def finish(self, x_BGnD: Array, attended_BGnNH: Array, mod: tuple[Array, ...], text: Keys | None, backend: str, *,
-               patches: bool) -> Array:  # fmt: skip
-        """Everything after the joint attention: output projection, cross-attention to a text if there is one, MLP."""
+               patches: bool, image: Keys | None = None) -> Array:  # fmt: skip
+        """Everything after the joint attention: output projection, cross-attention to what there is to read, MLP.
+
+        Text and image are attended to one by one, with the same queries, and the two results added (as in Wan 2.1 I2V).
+        """
         _, _, gate_attention, shift, scale, gate_mlp = (m.astype(x_BGnD.dtype) for m in mod)
         x_BGnD = x_BGnD + gate_attention * self.out(_merge(attended_BGnNH))
         if text is not None:
-            q = self._split(self.text_q_norm(self.text_q(self.text_norm(x_BGnD))))
-            attended = attend(q, [text], backend="xla" if backend == "chunked" else backend, patches=patches)
+            h = x_BGnD if self.text_norm is None else self.text_norm(x_BGnD)
+            q = self._split(self.text_q_norm(self.text_q(h)))
+            backend = "xla" if backend == "chunked" else backend
+            attended = attend(q, [text], backend=backend, patches=patches)
+            if image is not None:
+                attended = attended + attend(q, [image], backend=backend, patches=patches)
             x_BGnD = x_BGnD + self.text_out(_merge(attended))
         h = modulate(layer_norm(x_BGnD), shift, scale)
         x_BGnD = x_BGnD + gate_mlp * self.down(jax.nn.gelu(self.up(h), approximate=True))

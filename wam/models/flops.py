@@ -118,12 +118,13 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
         return 3 * _product(width, inner) + after_attention(width, mlp)
 
     keys_and_values = 2 * _product(Dv, inner)
-    history = tokens.history * (_product(C, Dv) + layers * keys_and_values)
+    frame, apart = C + config.guide_channels, config.video_input == "apart"
+    history = tokens.history * (_product(frame, Dv) + layers * keys_and_values)
     history += before_last * tokens.history * (layer(Dv, config.video_mlp) - keys_and_values)
     # A state token attends to itself alone, so it needs no query.
     history += M * (_product(S, Da) + layers * 2 * _product(Da, inner))
     history += before_last * M * after_attention(Da, config.action_mlp)
-    video = tokens.video * (_product(2 * C, Dv) + layers * layer(Dv, config.video_mlp))
+    video = tokens.video * (_product(frame + C if apart else frame, Dv) + layers * layer(Dv, config.video_mlp))
     action = noisy_actions * (_product(k * A, Da) + layers * layer(Da, config.action_mlp))
     attended = before_last * pairs["history"] + layers * (pairs["video"] + pairs["action"] + pairs["draw"])
     widths = (Dv,) if config.topology == "shared" else (Dv, Da)
@@ -135,6 +136,13 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
         narrow = before_last * M + layers * noisy_actions
         text += 2 * (wide * _product(Dv, inner) + narrow * _product(Da, inner))
         text += 2 * (wide + narrow) * _product(text_tokens, inner)
+        if config.text_input == "mlp":
+            text += text_tokens * sum(_product(D, D) for D in widths)
+        if config.image_dim:
+            made = _product(config.image_dim, config.image_dim) + _product(config.image_dim, Dv)
+            readers = wide + narrow if config.topology == "shared" else wide
+            text += config.image_tokens * (made + layers * 2 * _product(Dv, inner))
+            text += 2 * readers * _product(config.image_tokens, inner)
 
     paths = 0
     if config.lead_width and tokens.video:
@@ -152,8 +160,9 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
     def embedder(width: int) -> int:
         return _product(config.time_width, width) + _product(width, width) + _product(width, 6 * width)
 
-    modulation = _product(text_tokens, config.text_dim)
-    modulation += sum(embedder(D) + _product(config.text_dim, D) for D in widths)
+    modulation = sum(map(embedder, widths))
+    if config.pooled_text:
+        modulation += _product(text_tokens, config.text_dim) + sum(_product(config.text_dim, D) for D in widths)
     modulation += (M * f * embedder(Dv) if tokens.video else 0) + noisy_actions // config.action_tokens * embedder(Da)
     return Flops(
         history=history,

@@ -18,6 +18,7 @@ n tokens of a group, D width, N heads, H head dim, K action horizon, A action di
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from jax import Array
 
 from wam.config import ModelConfig
 from wam.models.blocks import ExpertBlock, OutputHead
+from wam.models.conditions import ImageInput, TextInput
 from wam.models.dynamics_paths import Constant, Embodiments, ForwardPath, InversePath, accumulate
 from wam.models.layers import EmbodimentBank, Linear, SigmaEmbedder
 from wam.models.placement import place_tokens
@@ -46,30 +48,41 @@ class JointDiT(nnx.Module):
         names = tuple(dict.fromkeys(self.expert_of.values()))
 
         @nnx.split_rngs(splits=config.depth)
-        @nnx.vmap(in_axes=(None, 0), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def stack(width_mlp: tuple[int, int], rngs: nnx.Rngs) -> ExpertBlock:
-            return ExpertBlock(
-                *width_mlp, config.heads, config.head_dim, rngs=rngs, text=config.text_attention, dtype=dtype
-            )
+        @nnx.vmap(in_axes=(None, None, 0), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+        def stack(width_mlp: tuple[int, int], image: bool, rngs: nnx.Rngs) -> ExpertBlock:
+            return ExpertBlock(*width_mlp, config.heads, config.head_dim, rngs=rngs, text=config.text_attention,
+                               text_norm=config.text_norm, image=image, dtype=dtype)  # fmt: skip
 
-        self.blocks = nnx.Dict({name: stack(widths[name], rngs) for name in names})
+        self.blocks = nnx.Dict({n: stack(widths[n], n == "video" and config.image_dim > 0, rngs) for n in names})
         self.sigma = nnx.Dict({n: SigmaEmbedder(config.time_width, widths[n][0], rngs=rngs) for n in names})
         read_text = names if config.text_attention else ()
-        self.text_in = nnx.Dict(
-            {n: Linear(config.text_dim, widths[n][0], rngs=rngs, axes=(None, "embed"), dtype=dtype) for n in read_text}
-        )
+        linear: dict[str, Any] = {"rngs": rngs, "axes": (None, "embed"), "dtype": dtype}
+
+        def text_input(width: int) -> Linear | TextInput:
+            if config.text_input == "mlp":
+                return TextInput(config.text_dim, width, rngs=rngs, dtype=dtype)
+            return Linear(config.text_dim, width, **linear)
+
+        self.text_in = nnx.Dict({n: text_input(widths[n][0]) for n in read_text})
         # The pooled instruction joins the sigma's condition: tiny trunks learn language much faster through modulation
         # than through cross-attention. Zero-initialised, hence a no-op for a trunk pretrained without it.
         self.text_condition = nnx.Dict(
-            {n: Linear(config.text_dim, widths[n][0], rngs=rngs, axes=(None, "embed"), zero=True) for n in names}
-        )
+            {n: Linear(config.text_dim, widths[n][0], rngs=rngs, axes=(None, "embed"), zero=True)
+             for n in (names if config.pooled_text else ())}
+        )  # fmt: skip
         C, Dv, Da = config.latent_channels, config.video_width, config.action_width
+        self.image_in = ImageInput(config.image_dim, Dv, rngs=rngs, dtype=dtype) if config.image_dim else None
         normal = nnx.with_partitioning(nnx.initializers.normal(0.02), (None, None, "embed"))
         self.context_gain = Constant(jnp.ones((2, C)))  # per channel, for the first frame and for later ones
-        self.history_in = Linear(C, Dv, rngs=rngs, axes=(None, "embed"), dtype=dtype)
-        self.video_in = Linear(2 * C, Dv, rngs=rngs, axes=(None, "embed"), dtype=dtype)
-        self.view_embedding = nnx.Param(normal(rngs.params(), (config.cameras, config.patches, Dv), jnp.float32))
-        self.frame_embedding = nnx.Param(normal(rngs.params(), (config.frames_per_chunk, 1, Dv), jnp.float32))
+        apart, guide = config.video_input == "apart", config.guide_channels
+        self.history_in = Linear(C + guide, Dv, **linear) if apart else None
+        self.video_in = Linear((2 * C if apart else C) + guide, Dv, **linear)
+
+        def place(*shape: int) -> Any:
+            return nnx.Param(normal(rngs.params(), shape, jnp.float32)) if config.places == "learned" else None
+
+        self.view_embedding = place(config.cameras, config.patches, Dv)
+        self.frame_embedding = place(config.frames_per_chunk, 1, Dv)
         k, A = config.steps_per_token, config.action_dim
         self.action_in = EmbodimentBank(config.embodiments, k * A, Da, rngs=rngs, dtype=dtype)
         self.action_embedding = nnx.Param(normal(rngs.params(), (1, config.action_tokens, Da), jnp.float32))
@@ -90,8 +103,8 @@ class JointDiT(nnx.Module):
 
     def context(self, obs: Observation) -> Context:
         """The observation as `denoise` reads it: in inference once, for all steps."""
-        given, streams, text = self._observed(obs)
-        _, keys = self._layers(given, streams, text=text, keep=True)
+        given, streams, read = self._observed(obs)
+        _, keys = self._layers(given, streams, **read, keep=True)
         return Context(given, keys)
 
     def denoise(self, context: Context, noisy: Noisy) -> Outputs:
@@ -102,9 +115,9 @@ class JointDiT(nnx.Module):
 
     def __call__(self, obs: Observation, noisy: Noisy) -> tuple[Given, Outputs]:
         """`context` and `denoise` in one pass over the layers, as in training."""
-        given, observed, text = self._observed(obs)
+        given, observed, read = self._observed(obs)
         streams = self._noisy(given, noisy)
-        xs, _ = self._layers(given, observed | streams, noisy=noisy, text=text)
+        xs, _ = self._layers(given, observed | streams, noisy=noisy, **read)
         return given, self._outputs(given, noisy, streams, xs)
 
     def _layers(self, given: Given, streams: dict[str, Stream], **options: Any) -> tuple[dict[str, Array], LayerKeys]:
@@ -112,8 +125,8 @@ class JointDiT(nnx.Module):
 
     # ---------------------------------------------------------------- observed
 
-    def _observed(self, obs: Observation) -> tuple[Given, dict[str, Stream], dict[str, Array]]:
-        """(what is read directly, the streams `history` and `state`, the text's tokens by expert)."""
+    def _observed(self, obs: Observation) -> tuple[Given, dict[str, Stream], dict[str, dict[str, Array]]]:
+        """(what is read directly, the streams `history` and `state`, the tokens of text and image by expert)."""
         cfg = self.config
         V, F = obs.latents.shape[1:3]
         text = jnp.where(obs.drop_text[:, None, None], self.null_text[...], obs.text)
@@ -121,33 +134,41 @@ class JointDiT(nnx.Module):
         empty = obs.drop_text | ~obs.text_mask.any(-1)
         text_mask = jnp.where(empty[:, None], jnp.arange(text.shape[1]) == 0, obs.text_mask)
         text = jnp.where(empty[:, None, None], self.null_text[...], text)
+        if cfg.text_padding == "zeros":
+            text, text_mask = text * text_mask[..., None], jnp.ones_like(text_mask)
         share = text_mask / text_mask.sum(-1, keepdims=True)
         pooled = jnp.einsum("BL,BLD->BD", share, text)
         last = np.arange(1 + (F - 1) // cfg.frames_per_chunk) * cfg.frames_per_chunk  # latent frame of each clean chunk
         current = obs.latents[:, np.array(cfg.target_views)][:, :, last]
         given = Given(
             observation=obs,
-            instruction={name: linear(pooled)[:, None, None] for name, linear in self.text_condition.items()},
+            instruction=dict.fromkeys(self.sigma, jnp.zeros((1, 1, 1, 1)))
+            | {name: linear(pooled)[:, None, None] for name, linear in self.text_condition.items()},
             current=rearrange(current, "B v M P C -> B M v P C"),
             masks={"history": jnp.tile(obs.view_mask, (1, F))[..., None], "state": obs.state_mask.any(-1)[..., None]},
             text_mask=text_mask,
         )
         gain = jnp.where((jnp.arange(F) == 0)[:, None], self.context_gain[...][0], self.context_gain[...][1])
-        x = self.history_in(obs.latents * gain[:, None])
+        frames = [obs.latents * gain[:, None]]
+        if obs.guide is not None:
+            frames.append(obs.guide[:, :, :F])
+        x = (self.history_in or self.video_in)(jnp.concatenate(frames, -1))
         dropped = obs.drop_history[:, None, None, None, None]
-        x = jnp.where(dropped, self.null_history[...].astype(x.dtype), x) + self._view(obs.camera, x.dtype)[:, :, None]
+        x = jnp.where(dropped, self.null_history[...].astype(x.dtype), x)
+        if cfg.places == "learned":
+            x = x + self._view(obs.camera, x.dtype)[:, :, None]
         x = place_tokens(rearrange(x, "B V F P D -> B (F V) P D"), patches=True)
-        angles = self._frame_angles(jnp.repeat(self._latent_time(obs.video_time)[:, :F], V, axis=1))
+        angles = self._frame_angles(self._latent_time(obs.video_time)[:, :F], range(V))
         history = self._clean("history", given, x, angles)
 
         x = self.state_in(obs.state * obs.state_mask, obs.embodiment)
         x = jnp.where(obs.drop_state[:, None, None], self.null_state[...].astype(x.dtype), x)[:, :, None]
         state = self._clean("state", given, x, self._step_angles(obs.action_time[:, :, :1]))
-        return (
-            given,
-            {"history": history, "state": state},
-            {name: linear(text) for name, linear in self.text_in.items()},
-        )
+        read = {"text": {name: text_in(text) for name, text_in in self.text_in.items()}}
+        if self.image_in is not None:
+            assert obs.image is not None, "this trunk attends to an image: the batch has none"
+            read["image"] = {self.expert_of["video"]: self.image_in(obs.image)}
+        return given, {"history": history, "state": state}, read
 
     def _clean(self, name: str, given: Given, x_BGnD: Array, angles: Array) -> Stream:
         """A stream whose sigma is 0."""
@@ -155,9 +176,14 @@ class JointDiT(nnx.Module):
         condition = embedder.condition(jnp.zeros((x_BGnD.shape[0], 1, 1))) + instruction
         return Stream(x_BGnD, condition, embedder.modulation(condition), angles)
 
-    def _frame_angles(self, seconds_BG: Array) -> Array:
+    def _frame_angles(self, seconds_BF: Array, views: Sequence[int]) -> Array:
+        """Of every frame and, one after the other, the views of it."""
         cfg = self.config
-        return rope_angles(frame_positions(seconds_BG * cfg.latent_rate, cfg.grid), cfg.head_dim)
+        positions = frame_positions(jnp.repeat(seconds_BF * cfg.latent_rate, len(views), axis=1), cfg.grid)
+        if cfg.places == "rotary":
+            columns = np.tile(np.asarray(views) * cfg.grid[1], seconds_BF.shape[1])
+            positions = positions + jnp.zeros(3).at[2].set(1.0) * columns[:, None, None]
+        return rope_angles(positions, cfg.head_dim)
 
     def _step_angles(self, seconds_BGn: Array) -> Array:
         return rope_angles(step_positions(seconds_BGn * self.config.latent_rate), self.config.head_dim)
@@ -201,11 +227,17 @@ class JointDiT(nnx.Module):
         assert noisy.video is not None
         cfg, obs = self.config, given.observation
         v = len(cfg.target_views)
-        seen = given.current * ~obs.drop_history[:, None, None, None, None]
-        both = [noisy.video, jnp.broadcast_to(seen[:, :, None], noisy.video.shape)]
-        x = self.video_in(jnp.concatenate(both, -1))  # [B, M, f, v, P, D]
-        view = self._view(obs.camera[:, np.array(cfg.target_views)], x.dtype)
-        x = x + view[:, None, None] + self.frame_embedding[...].astype(x.dtype)[:, None]
+        frames = [noisy.video]
+        if cfg.video_input == "apart":
+            seen = given.current * ~obs.drop_history[:, None, None, None, None]
+            frames.append(jnp.broadcast_to(seen[:, :, None], noisy.video.shape))
+        if obs.guide is not None:
+            guide = obs.guide[:, np.array(cfg.target_views), 1:]
+            frames.append(rearrange(guide, "B v (M f) P C -> B M f v P C", f=noisy.video.shape[2]))
+        x = self.video_in(jnp.concatenate(frames, -1))  # [B, M, f, v, P, D]
+        if cfg.places == "learned":
+            view = self._view(obs.camera[:, np.array(cfg.target_views)], x.dtype)
+            x = x + view[:, None, None] + self.frame_embedding[...].astype(x.dtype)[:, None]
         embedder = self.sigma[self.expert_of["video"]]
         condition = embedder.condition(noisy.sigma_video) + given.instruction[self.expert_of["video"]]
         if self.forward_path is not None and noisy.action is not None:
@@ -216,7 +248,7 @@ class JointDiT(nnx.Module):
         condition = rearrange(condition, "B M f D -> B (M f) 1 D")
         modulation = embedder.modulation(condition)
         condition, modulation = (jnp.repeat(c, v, axis=1) for c in (condition, modulation))
-        angles = self._frame_angles(jnp.repeat(self._latent_time(obs.video_time)[:, 1:], v, axis=1))
+        angles = self._frame_angles(self._latent_time(obs.video_time)[:, 1:], cfg.target_views)
         return Stream(x, condition, modulation, angles)
 
     def _lead_code(self, obs: Observation, noisy: Noisy) -> Array:

@@ -28,6 +28,8 @@ class Observation(NamedTuple):
     drop_text: Array  # [B] bool
     drop_state: Array  # [B] bool
     drop_history: Array  # [B] bool
+    guide: Array | None = None  # [B, V, F, P, C']: channels beside every frame's latents, noisy ones too (Wan I2V)
+    image: Array | None = None  # [B, Li, Di]: tokens of an image encoder
 
 
 class Noisy(NamedTuple):
@@ -57,10 +59,11 @@ class Given(NamedTuple):
 
 
 class LayerKeys(NamedTuple):
-    """Keys and values (k, v) of the observed streams and of the text; a leading axis of layers where they are kept."""
+    """Keys and values (k, v) of observed streams and of what is read; a leading axis of layers where they are kept."""
 
     streams: dict[str, tuple[Array, Array]]  # history [B, F V, P, N, H], state [B, M, 1, N, H]
     text: dict[str, tuple[Array, Array]]  # expert -> [B, 1, Lt, N, H]; empty without text attention
+    image: dict[str, tuple[Array, Array]]  # expert -> [B, 1, Li, N, H]; empty without an image
 
 
 class Context(NamedTuple):
@@ -137,4 +140,6 @@ def observe(batch: Batch, latents: Array, chunks: int, frames_per_chunk: int, *,
         drop_text=never if drop_text is None else drop_text,
         drop_state=never if drop_state is None else drop_state,
         drop_history=never if drop_history is None else drop_history,
+        guide=batch.get("guide"),  # of image-to-video trunks
+        image=batch.get("image"),
     )

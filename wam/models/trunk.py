@@ -43,6 +43,7 @@ def through_layers(
     *,
     noisy: Noisy | None = None,
     text: dict[str, Array] | None = None,
+    image: dict[str, Array] | None = None,
     kept: LayerKeys | None = None,
     keep: bool = False,
 ) -> tuple[dict[str, Array], LayerKeys]:
@@ -56,6 +57,7 @@ def through_layers(
       streams: what goes through the layers.
       noisy: the noisy streams' visibility bits; None where none of them is present.
       text: expert -> tokens [B, Lt, D] that every layer makes the text's keys of.
+      image: likewise, of an image [B, Li, D].
       kept: keys and values of the observed streams and of the text, in place of them.
       keep: whether keys and values are wanted.
     """
@@ -76,6 +78,7 @@ def through_layers(
 
     def layer(blocks: nnx.Dict, xs: list[Array], kept: LayerKeys | None) -> tuple[list[Array], LayerKeys | None]:
         texts = {n: blocks[n].text_keys(x) for n, x in (text or {}).items()} if kept is None else kept.text
+        images = {n: blocks[n].image_keys(x) for n, x in (image or {}).items()} if kept is None else kept.image
         found = {} if kept is None else dict(kept.streams)
         queries, mods = [], []
         for lane, x in zip(lanes, xs, strict=True):
@@ -96,7 +99,7 @@ def through_layers(
                     mask = given.masks[seen.stream][:, start:stop] if seen.stream in given.masks else None
                     if seen.gate is not None:
                         mask = gates[seen.gate][:, None, None] > 0
-                    seen_keys.append(Keys(*groups(whole[seen.stream], start, stop), mask))
+                    seen_keys.append(Keys(*groups(whole[seen.stream], start, stop))._replace(mask=mask))
             return seen_keys
 
         def attended(lane_q: Array, name: str, chunk: int) -> Array:
@@ -108,16 +111,19 @@ def through_layers(
         for lane, x, q, mod in zip(lanes, xs, queries, mods, strict=True):
             expert = expert_of[lane.names[0]]
             parts = [attended(lane.stream(q, name), name, chunk) for name in lane.names for chunk in range(M)]
-            instruction = Keys(*texts[expert], given.text_mask[:, None]) if expert in texts else None
+            instruction = None
+            if expert in texts:
+                instruction = Keys(*texts[expert])._replace(mask=given.text_mask[:, None])
+            looked_at = Keys(*images[expert]) if expert in images else None
             new.append(blocks[expert].finish(x, jnp.concatenate(parts, 1), mod, instruction, config.attention,
-                                             patches=lane.names[0] in FRAMES))  # fmt: skip
-        return new, LayerKeys(found, texts) if keep else None
+                                             patches=lane.names[0] in FRAMES, image=looked_at))  # fmt: skip
+        return new, LayerKeys(found, texts, images) if keep else None
 
-    xs, keys = _run(layer, blocks, config, [lane.joined.x for lane in lanes], kept)
+    xs, keys = run_layers(layer, blocks, config, [lane.joined.x for lane in lanes], kept)
     return {name: lane.stream(x, name) for lane, x in zip(lanes, xs, strict=True) for name in lane.names}, keys
 
 
-def _run(layer: Any, blocks: nnx.Dict, config: ModelConfig, carry: Any, extra: Any) -> tuple[Any, Any]:
+def run_layers(layer: Any, blocks: nnx.Dict, config: ModelConfig, carry: Any, extra: Any) -> tuple[Any, Any]:
     """Runs `layer(blocks, carry, extra_layer) -> (carry, out)` over the layers, scanned or unrolled."""
     graph, stacked = nnx.split(blocks)
 

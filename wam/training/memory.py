@@ -21,11 +21,14 @@ from flax import nnx
 from jax.extend.core import Var
 
 from wam.batch import BatchSpec
-from wam.config import ModelConfig, ObjectiveConfig
+from wam.config import FinetuneConfig, ModelConfig, ObjectiveConfig
 from wam.diffusion import losses, modes
 from wam.models.flops import attention_pairs, stream_tokens
 from wam.models.joint_dit import create
+from wam.models.lora import Lora
+from wam.pretrained.mapping import flatten
 from wam.training import sharding, state
+from wam.training.finetune import divide, frozen_paths
 
 ACTIVATIONS_WITHIN = 1.5
 """The activations of a compiled step are expected within this factor, either way. XLA's account on CPU devices, in
@@ -59,6 +62,7 @@ class Setting:
     mesh: Mapping[str, int]
     batch_size: int
     accumulate: int = 1
+    finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
 
     @property
     def devices(self) -> int:
@@ -84,32 +88,36 @@ class Setting:
 def device_bytes(setting: Setting) -> DeviceBytes:
     """Bytes of one device; ValueError where the mesh does not divide what it splits."""
     sharding.check_mesh(setting.mesh, setting.model, setting.batch_size, setting.accumulate)
-    params = param_bytes(setting.model, setting.mesh)
+    params = param_bytes(setting.model, setting.mesh, setting.finetune)
+    trained = param_bytes(setting.model, setting.mesh, setting.finetune, frozen=False)
     samples = setting.rows * setting.accumulate
     batch = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in setting.spec.fields(samples).values())
     return DeviceBytes(
         params=params,
         # Microbatches one after the other: their sum, and that of the microbatch in hand.
-        gradients=params * (2 if setting.accumulate > 1 else 1),
-        moments=2 * params,
-        ema=params,
+        gradients=trained * (2 if setting.accumulate > 1 else 1),
+        moments=2 * trained,
+        ema=trained,
         batch=batch,
         activations=activation_bytes(setting),
     )
 
 
-def param_counts(model: ModelConfig) -> dict[str, int]:
-    """Parameters of each expert; `other` are those that none has to itself."""
+def param_counts(model: ModelConfig, finetune: FinetuneConfig | None = None) -> dict[str, int]:
+    """Parameters of each expert, those that train where `finetune` says which; `other` are what none has to itself."""
     counts = {"video": 0, "action": 0, "other": 0}
-    for path, shape in jax.tree_util.tree_leaves_with_path(_shapes(model)[0]):
+    shapes, _ = _shapes(model) if finetune is None else _trained(model, finetune)
+    for path, shape in jax.tree_util.tree_leaves_with_path(shapes):
         keys = [getattr(key, "key", None) for key in path]
         counts[next((key for key in keys if key in counts), "other")] += shape.size
     return counts
 
 
-def param_bytes(model: ModelConfig, mesh: Mapping[str, int]) -> int:
-    """Bytes of the parameters' shards on one device (and so of one moment, and of the EMA)."""
-    shapes, axes = _shapes(model)
+def param_bytes(model: ModelConfig, mesh: Mapping[str, int], finetune: FinetuneConfig | None = None, *,
+                frozen: bool = True) -> int:  # fmt: skip
+    """Bytes of the parameters on one device; without the `frozen` ones also those of a moment and of the EMA."""
+    finetune = finetune or FinetuneConfig()
+    shapes, axes = _shapes(model, finetune.lora) if frozen else _trained(model, finetune)
     specs = sharding.param_specs(axes, shapes, mesh)
     is_spec = lambda x: isinstance(x, jax.sharding.PartitionSpec)  # noqa: E731
 
@@ -195,10 +203,17 @@ def _inputs(model: ModelConfig, objective: ObjectiveConfig) -> int:
 
 
 @functools.cache
-def _shapes(model: ModelConfig) -> tuple[Any, Any]:
+def _shapes(model: ModelConfig, lora: Lora = ()) -> tuple[Any, Any]:
     """(shapes, logical axes) of the parameters."""
-    _, params = state.split(nnx.eval_shape(lambda: create(model)))
-    return params, state.logical_axes(model)
+    _, params = state.split(nnx.eval_shape(lambda: state.build(model, lora)))
+    return params, state.logical_axes(model, lora)
+
+
+def _trained(model: ModelConfig, finetune: FinetuneConfig) -> tuple[Any, Any]:
+    """(shapes, logical axes) of the parameters that train."""
+    shapes, axes = _shapes(model, finetune.lora)
+    frozen = frozen_paths(finetune, flatten(shapes))
+    return divide(shapes, frozen)[0], divide(axes, frozen)[0]
 
 
 def _layer_params(model: ModelConfig) -> int:

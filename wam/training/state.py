@@ -13,6 +13,7 @@ from jax import Array
 from wam.config import ModelConfig
 from wam.models.dynamics_paths import Constant
 from wam.models.joint_dit import JointDiT, create
+from wam.models.lora import Lora, adapt
 
 
 class TrainState(NamedTuple):
@@ -41,9 +42,16 @@ def split(model: JointDiT) -> tuple[Apply, Any]:
     return Apply(graph, constants), params
 
 
-def logical_axes(config: ModelConfig) -> Any:
+def build(config: ModelConfig, lora: Lora = (), seed: int = 0) -> JointDiT:
+    """A fresh model, with adapters where `lora` asks for them."""
+    model = create(config, seed)
+    adapt(model, lora, seed=seed)
+    return model
+
+
+def logical_axes(config: ModelConfig, lora: Lora = ()) -> Any:
     """Logical axis names per parameter, a dict like the parameters with tuples as leaves."""
-    model = nnx.eval_shape(lambda: create(config))
+    model = nnx.eval_shape(lambda: build(config, lora))
     specs = nnx.get_partition_spec(nnx.state(model, nnx.Param))
     return nnx.to_pure_dict(specs)
 
@@ -61,7 +69,7 @@ def update_ema(ema: Any, params: Any, step: Array, decay: float) -> Any:
 
 def expert_norms(params: Any) -> dict[str, Array]:
     """Norm of the parameters (or gradients) of every expert's blocks; `other` is all the rest."""
-    parts = {**params["blocks"], "other": {name: value for name, value in params.items() if name != "blocks"}}
+    parts = {**params.get("blocks", {}), "other": {name: value for name, value in params.items() if name != "blocks"}}
     return {name: optax.tree.norm(part) for name, part in parts.items()}
 
 

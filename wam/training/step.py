@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from wam.config import ObjectiveConfig, OptimizerConfig
 from wam.diffusion import losses
 from wam.diffusion.modes import MODES, draw
 from wam.tokenizers.patch_pca import PatchPCA
+from wam.training.finetune import combined, rate_factors
 from wam.training.optimizer import learning_rate, make_optimizer
 from wam.training.state import Apply, TrainState, expert_norms, update_ema
 
@@ -42,17 +43,20 @@ def make_train_step(
     *,
     sources: int,
     accumulate: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`train_step(state, batch) -> (state, metrics)`, to be jitted with a donated state.
+    learning_rates: Sequence[tuple[str, float]] = (),
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`train_step(state, batch, frozen={}) -> (state, metrics)`, to be jitted with a donated state.
 
-    The gradient is that of the whole batch, also when `accumulate` microbatches make it one after the other: their
-    errors are divided by the active elements of all. A step whose loss or gradient is not finite changes no parameter.
+    `frozen` are the parameters that the state does not hold, because they do not train. The gradient is that of the
+    whole batch, also when `accumulate` microbatches make it one after the other: their errors are divided by the active
+    elements of all. A step whose loss or gradient is not finite changes no parameter. `learning_rates` are factors by
+    pattern of a parameter's path.
     """
     transform = make_optimizer(optimizer)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        config = apply.model(state.params).config
+        config = apply.model(combined(state.params, frozen)).config
 
         def inputs(part: Batch):
             return latents_of(part, tokenizer), draw(key, part, config, objective)
@@ -66,7 +70,8 @@ def make_train_step(
             latents, draws = inputs(part)
 
             def loss_fn(params):
-                terms = losses.loss_terms(apply.model(params), part, latents, draws, with_video=objective.with_video)
+                model = apply.model(combined(params, frozen))
+                terms = losses.loss_terms(model, part, latents, draws, with_video=objective.with_video)
                 return losses.total_loss(terms, of, objective), terms
 
             (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -80,7 +85,8 @@ def make_train_step(
         grads, metrics = _added_up(gradient, batch, accumulate)
         directions, opt_state = transform.update(grads, state.opt_state, state.params)
         rate = learning_rate(optimizer, state.step, state.steps)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
+        factors = rate_factors(state.params, learning_rates)
+        params = jax.tree.map(lambda p, d, factor: p - factor * rate * d, state.params, directions, factors)
         ema = update_ema(state.ema, params, state.step, optimizer.ema_decay)
 
         norm = optax.tree.norm(grads)
@@ -110,12 +116,12 @@ def _added_up(gradient: Callable[[Batch], Any], batch: Batch, count: int) -> Any
 
 
 def make_eval_step(apply: Apply, tokenizer: PatchPCA | None, objective: ObjectiveConfig, *, seed: int,
-                   sources: int) -> Callable[[Any, Batch, Array], Metrics]:  # fmt: skip
-    """`eval_step(ema, batch, is_valid) -> metrics` with noise fixed by the sample ids, whatever the training step."""
+                   sources: int) -> Callable[..., Metrics]:  # fmt: skip
+    """`eval_step(ema, batch, is_valid, frozen={}) -> metrics` with noise fixed by the sample ids, whatever the step."""
     from_objective = ObjectiveConfig(**{**objective.__dict__, "drop_text": 0.0, "drop_state": 0.0, "drop_history": 0.0})
 
-    def eval_step(ema: Any, batch: Batch, is_valid: Array) -> Metrics:
-        model = apply.model(ema)
+    def eval_step(ema: Any, batch: Batch, is_valid: Array, frozen: Any = None) -> Metrics:
+        model = apply.model(combined(ema, frozen))
         draws = draw(jax.random.key(seed), batch, model.config, from_objective)
         latents = latents_of(batch, tokenizer)
         terms = losses.loss_terms(model, batch, latents, draws, with_video=objective.with_video)

@@ -10,12 +10,15 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wam.batch import Batch
-from wam.config import ModelConfig, ObjectiveConfig, OptimizerConfig
-from wam.models.joint_dit import JointDiT, create
+from wam.config import FinetuneConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
+from wam.models.joint_dit import JointDiT
+from wam.pretrained.imported import load_trunk
+from wam.pretrained.mapping import flatten
 from wam.tokenizers.patch_pca import PatchPCA
 from wam.training import sharding
+from wam.training.finetune import check_imported, divide, frozen_paths, started
 from wam.training.optimizer import make_optimizer
-from wam.training.state import Apply, TrainState, count, init_state, logical_axes, split
+from wam.training.state import Apply, TrainState, build, count, init_state, logical_axes, split
 from wam.training.step import Metrics, make_eval_step, make_train_step
 
 
@@ -30,6 +33,7 @@ class Trainer:
       batch_size: rows of a global batch.
       sources: number of data sources, for metrics.
       accumulate: microbatches of a step.
+      finetune: what the parameters start from, and which of them train.
       prepare: writes what was fitted on data into a fresh model's constants.
 
     Raises:
@@ -38,25 +42,35 @@ class Trainer:
 
     def __init__(self, model: ModelConfig, objective: ObjectiveConfig, optimizer: OptimizerConfig,
                  tokenizer: PatchPCA | None, mesh: Mesh, *, batch_size: int, sources: int, accumulate: int = 1,
-                 prepare: Callable[[JointDiT], None] | None = None):  # fmt: skip
+                 prepare: Callable[[JointDiT], None] | None = None,
+                 finetune: FinetuneConfig | None = None):  # fmt: skip
         sharding.check_mesh(mesh.shape, model, batch_size, accumulate)
         self.mesh, self.model, self.batch_size, self._prepare = mesh, model, batch_size, prepare
+        self.finetune = finetune = finetune or FinetuneConfig()
         self._transform = make_optimizer(optimizer)
         self.apply, shapes = self._graph()
         self.parameters = count(shapes)
-        params = sharding.param_shardings(logical_axes(model), shapes, mesh)
+        self._shapes = {path: x.shape for path, x in flatten(shapes).items()}
+        self._frozen_paths = frozen_paths(finetune, self._shapes)
+        self._placed = sharding.param_shardings(logical_axes(model, finetune.lora), shapes, mesh)
+        params, self._frozen_shardings = divide(self._placed, self._frozen_paths)
+        self.frozen: Any = {}
         self.shardings = sharding.state_shardings(params, self._transform, mesh)
         self.rows = sharding.batch_sharding(mesh)
         everywhere = NamedSharding(mesh, PartitionSpec())
-        step = make_train_step(self.apply, tokenizer, objective, optimizer, sources=sources, accumulate=accumulate)
+        step = make_train_step(self.apply, tokenizer, objective, optimizer, sources=sources, accumulate=accumulate,
+                               learning_rates=finetune.learning_rates)  # fmt: skip
         self._step = jax.jit(
-            step, donate_argnums=0, in_shardings=(self.shardings, self.rows), out_shardings=(self.shardings, everywhere)
-        )
+            step, donate_argnums=0, in_shardings=(self.shardings, self.rows, self._frozen_shardings),
+            out_shardings=(self.shardings, everywhere),
+        )  # fmt: skip
         evaluate = make_eval_step(self.apply, tokenizer, objective, seed=0, sources=sources)
-        self._evaluate = jax.jit(evaluate, in_shardings=(params, self.rows, self.rows), out_shardings=everywhere)
+        self._evaluate = jax.jit(
+            evaluate, in_shardings=(params, self.rows, self.rows, self._frozen_shardings), out_shardings=everywhere
+        )
 
     def _fresh(self, seed: int) -> tuple[Apply, Any]:
-        model = create(self.model, seed)
+        model = build(self.model, self.finetune.lora, seed)
         if self._prepare is not None:
             self._prepare(model)
         return split(model)
@@ -75,29 +89,42 @@ class Trainer:
         return Apply(found[0], constants), shapes
 
     def init(self, *, steps: int, seed: int) -> TrainState:
-        """The state before step 0 of a run of `steps` steps."""
-        with jax.set_mesh(self.mesh):
-            return jax.jit(lambda: self._initial(steps=steps, seed=seed), out_shardings=self.shardings)()
+        """The state before step 0 of a run of `steps` steps. What does not train is put into `self.frozen`.
 
-    def _initial(self, *, steps: int, seed: int) -> TrainState:
-        return init_state(self._fresh(seed)[1], self._transform, steps=steps, seed=seed)
+        Raises:
+          FileNotFoundError, ValueError: the imported trunk is missing, or does not fit the model.
+        """
+        given: dict[str, Array] = {}
+        if self.finetune.trunk:
+            given = load_trunk(self.finetune.trunk, self._shapes, flatten(self._placed))
+            check_imported(self._frozen_paths, given)
+        with jax.set_mesh(self.mesh):
+            start = jax.jit(lambda given: self._initial(given, steps=steps, seed=seed), donate_argnums=0,
+                            out_shardings=(self.shardings, self._frozen_shardings))  # fmt: skip
+            state, self.frozen = start(given)
+        return state
+
+    def _initial(self, given: dict[str, Array], *, steps: int, seed: int) -> tuple[TrainState, Any]:
+        params = started(self._fresh(seed)[1], given, self.finetune)
+        trained, frozen = divide(params, self._frozen_paths)
+        return init_state(trained, self._transform, steps=steps, seed=seed), frozen
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One training step on a placed batch; `state` is donated."""
         with jax.set_mesh(self.mesh):
-            return self._step(state, batch)
+            return self._step(state, batch, self.frozen)
 
     def evaluate(self, ema: Any, batch: Batch, is_valid: Array) -> Metrics:
         """Losses of a placed batch with fixed noise; rows that are not valid do not count."""
         with jax.set_mesh(self.mesh):
-            return self._evaluate(ema, batch, is_valid)
+            return self._evaluate(ema, batch, is_valid, self.frozen)
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
         """The training step before compilation, for batches shaped like `batch`: to look at its cost and memory."""
-        state = jax.eval_shape(lambda: self._initial(steps=1, seed=0))
+        state, frozen = jax.eval_shape(lambda: self._initial({}, steps=1, seed=0))
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
         with jax.set_mesh(self.mesh):
-            return self._step.lower(state, batch)
+            return self._step.lower(state, batch, frozen)
 
     def place(self, rows: Any) -> Any:
         """This process's rows of a batch (or of a mask) -> global arrays."""

@@ -1,0 +1,82 @@
+"""The released models that can be imported, by the names `tools/import_weights.py` knows them under."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from wam.models.joint_dit import create
+from wam.pretrained import wan_trunk
+from wam.pretrained.loading import Shapes
+from wam.pretrained.mapping import Entry, flatten
+from wam.pretrained.tensor_files import TensorFiles
+from wam.training.state import split
+
+
+class Model(NamedTuple):
+    """A released model as it was found."""
+
+    config: dict[str, Any]
+    """JSON; `wam.pretrained.imported` keeps it, and whoever uses the weights builds the module from it."""
+    entries: list[Entry]
+    shapes: Shapes
+    """Of our parameters."""
+
+
+def read_config(source: Path) -> dict[str, Any] | None:
+    """The `config.json` beside the weights; None if there is none. ValueError if it is damaged."""
+    path = (source if source.is_dir() else source.parent) / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no JSON object")
+    return config
+
+
+@functools.cache
+def trunk_shapes(config: wan_trunk.WanConfig) -> Shapes:
+    """Shapes of the parameters of a `JointDiT` that a trunk fills, by dotted path."""
+    _, params = split(nnx.eval_shape(lambda: create(wan_trunk.model_config(config))))
+    return {path: x.shape for path, x in flatten(params).items() if path.startswith(wan_trunk.OURS)}
+
+
+def _trunk(expected: wan_trunk.WanConfig | None, source: Path, tensors: TensorFiles) -> Model:
+    found = read_config(source)
+    if found is not None and found.get("_class_name") == "WanModel":
+        found = None  # of the first release, in other words; the tensors' shapes say as much
+    config = expected if found is None else wan_trunk.parse(found)
+    if config is None:
+        raise ValueError(f"{source} has no config.json of diffusers: say which release it is, as --from wan2.1-1.3b")
+    if expected is not None:
+        for name, value in wan_trunk.to_json(expected).items():
+            if (other := wan_trunk.to_json(config)[name]) != value:
+                raise ValueError(f"config.json has {name} {other!r}; the release asked for has {value!r}")
+    return Model(
+        wan_trunk.to_json(config), wan_trunk.entries(config, wan_trunk.naming_of(tensors.info)), trunk_shapes(config)
+    )
+
+
+def _dreamzero(source: Path, tensors: TensorFiles) -> Model:  # noqa: ARG001
+    """Refuses: DreamZero's state tokens stand at the sigma of the actions, and so cannot be kept as ours are."""
+    raise ValueError(
+        f"{source} is not imported: DreamZero's action encoder and state tokens read the noise level of the actions, "
+        "which ours do not; import the Wan release that it starts from, and train with the recipe wan5b_dreamzero or "
+        "wan14b_dreamzero"
+    )
+
+
+KINDS: Mapping[str, Callable[[Path, TensorFiles], Model]] = {
+    "wan": functools.partial(_trunk, None),
+    **{name: functools.partial(_trunk, config) for name, config in wan_trunk.RELEASED.items()},
+    "dreamzero": _dreamzero,
+}
+"""Name -> what reads a source of that kind. `wan` takes the size from config.json."""
