@@ -17,6 +17,7 @@ LAYERS = {
     "config": 0,
     "fingerprint": 0,
     "models": 1,
+    "encoders": 1,
     "tokenizers": 1,
     "diffusion": 2,
     "checkpoint": 3,

@@ -40,8 +40,8 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over the last axis, in float32."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, eps: float = 1e-6):
-        init = nnx.with_partitioning(nnx.initializers.ones_init(), ("heads",))
+    def __init__(self, width: int, *, rngs: nnx.Rngs, eps: float = 1e-6, axis: str = "heads"):
+        init = nnx.with_partitioning(nnx.initializers.ones_init(), (axis,))
         self.scale = nnx.Param(init(rngs.params(), (width,), jnp.float32))
         self.eps = eps
 
@@ -61,13 +61,14 @@ def layer_norm(x: Array, eps: float = 1e-6) -> Array:
 class LayerNorm(nnx.Module):
     """LayerNorm with affine parameters, in float32."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, rngs: nnx.Rngs, eps: float = 1e-6):
         ones = nnx.with_partitioning(nnx.initializers.ones_init(), ("embed",))
         self.scale = nnx.Param(ones(rngs.params(), (width,), jnp.float32))
         self.bias = nnx.Param(zero_init(("embed",))(rngs.params(), (width,), jnp.float32))
+        self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        return (layer_norm(x.astype(jnp.float32)) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return (layer_norm(x.astype(jnp.float32), self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:
