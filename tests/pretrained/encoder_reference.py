@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,8 +14,6 @@ import numpy as np
 from wam.encoders.transformer import structure
 from wam.pretrained import mapping
 from wam.pretrained.mapping import Entry
-
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def randomise(model: Any, seed: int, scale: float = 0.2) -> Any:
@@ -37,7 +35,7 @@ def released_tensors(model: Any) -> dict[str, np.ndarray]:
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
-        return load_file(os.path.join(directory, "model.safetensors"))
+        return load_file(Path(directory) / "model.safetensors")
 
 
 def released_gradients(model: Any) -> dict[str, np.ndarray]:

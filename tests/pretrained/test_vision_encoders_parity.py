@@ -1,5 +1,7 @@
 """Our vision transformer against the models of `transformers`, with random weights, forwards and backwards."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,27 +19,33 @@ SHAPE = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "i
 
 def reference(name):
     """(model, pixel sizes to try, call) of a family in one of its settings."""
-    import transformers as T
+    import transformers
 
     heads3 = {**SHAPE, "num_attention_heads": 3}
     dino = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28, "mlp_ratio": 2}
     models = {
-        "clip": lambda: T.CLIPVisionModel(T.CLIPVisionConfig(**SHAPE, image_size=24, patch_size=8)),
-        "clip-gelu-projected": lambda: T.CLIPVisionModelWithProjection(
-            T.CLIPVisionConfig(**heads3, image_size=24, patch_size=8, hidden_act="gelu", projection_dim=10)
+        "clip": lambda: transformers.CLIPVisionModel(
+            transformers.CLIPVisionConfig(**SHAPE, image_size=24, patch_size=8)
         ),
-        "siglip": lambda: T.SiglipVisionModel(T.SiglipVisionConfig(**SHAPE, image_size=24, patch_size=8)),
-        "siglip-headless": lambda: T.SiglipVisionModel(
-            T.SiglipVisionConfig(**SHAPE, image_size=24, patch_size=8, vision_use_head=False)
+        "clip-gelu-projected": lambda: transformers.CLIPVisionModelWithProjection(
+            transformers.CLIPVisionConfig(**heads3, image_size=24, patch_size=8, hidden_act="gelu", projection_dim=10)
         ),
-        "dinov2": lambda: T.Dinov2Model(T.Dinov2Config(**dino)),
-        "dinov2-swiglu": lambda: T.Dinov2Model(
-            T.Dinov2Config(**dino, use_swiglu_ffn=True, use_mask_token=False, qkv_bias=False)
+        "siglip": lambda: transformers.SiglipVisionModel(
+            transformers.SiglipVisionConfig(**SHAPE, image_size=24, patch_size=8)
         ),
-        "dinov2-registers": lambda: T.Dinov2WithRegistersModel(
-            T.Dinov2WithRegistersConfig(**dino, patch_size=14, num_register_tokens=3)
+        "siglip-headless": lambda: transformers.SiglipVisionModel(
+            transformers.SiglipVisionConfig(**SHAPE, image_size=24, patch_size=8, vision_use_head=False)
         ),
-        "mae": lambda: T.ViTMAEModel(T.ViTMAEConfig(**SHAPE, image_size=32, patch_size=8, mask_ratio=0.0)),
+        "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**dino)),
+        "dinov2-swiglu": lambda: transformers.Dinov2Model(
+            transformers.Dinov2Config(**dino, use_swiglu_ffn=True, use_mask_token=False, qkv_bias=False)
+        ),
+        "dinov2-registers": lambda: transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(**dino, patch_size=14, num_register_tokens=3)
+        ),
+        "mae": lambda: transformers.ViTMAEModel(
+            transformers.ViTMAEConfig(**SHAPE, image_size=32, patch_size=8, mask_ratio=0.0)
+        ),
     }
     return randomise(models[name](), seed=1)
 
@@ -49,7 +57,7 @@ def pixels(*shape, seed=0):
 def ours_of(model, projection=0):
     """Our config, map, graph and parameters from what the reference writes."""
     config = vision_encoders.config_from(model.config.to_dict())
-    config = config.__class__(**{**config.__dict__, "projection": projection})
+    config = dataclasses.replace(config, projection=projection)
     tensors = released_tensors(model)
     entries, aside = vision_encoders.released(config, tensors)
     assert not aside
@@ -82,7 +90,7 @@ def test_images_parity(name):
 
     model = reference(name)
     projection = 10 if name == "clip-gelu-projected" else 0
-    config, entries, graph, params = ours_of(model, projection)
+    config, _, graph, params = ours_of(model, projection)
     side = config.image_size
     errors = {}
     # The size of the training images; another grid, not square; sizes that are no multiple of the patch.
@@ -151,7 +159,7 @@ def test_hidden_states_parity(scan):
 
     model = reference("clip")
     config, _, _, params = ours_of(model)
-    config = config.__class__(**{**config.__dict__, "scan_layers": scan, "remat": scan})
+    config = dataclasses.replace(config, scan_layers=scan, remat=scan)
     graph, _ = structure(ViT, config)
     x = pixels(2, config.image_size, config.image_size, 3)
     with torch.no_grad():
@@ -167,7 +175,7 @@ def test_masked_patches_parity():
     import torch
 
     dino = reference("dinov2")
-    config, _, graph, params = ours_of(dino)
+    _, _, graph, params = ours_of(dino)
     x = pixels(2, 28, 28, 3)
     hidden = np.array([[True, False, False, True], [False, True, False, False]])
     with torch.no_grad():
@@ -176,7 +184,7 @@ def test_masked_patches_parity():
 
     mae = reference("mae")
     mae.config.mask_ratio = 0.6
-    config, _, graph, params = ours_of(mae)
+    _, _, graph, params = ours_of(mae)
     noise = np.random.default_rng(5).random((2, 16)).astype(np.float32)
     keep = np.argsort(noise, axis=1)[:, : int(16 * (1 - 0.6))]
     x = pixels(2, 32, 32, 3)
@@ -190,14 +198,14 @@ def test_masked_patches_parity():
 
 
 def vjepa2(**changes):
-    import transformers as T
+    import transformers
 
     shape = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2.5, "crop_size": 24,
         "patch_size": 8, "tubelet_size": 2, "frames_per_clip": 4, "pred_hidden_size": 30, "pred_num_attention_heads": 3,
         "pred_num_hidden_layers": 2, "pred_num_mask_tokens": 3, "pred_zero_init_mask_tokens": False,
     }  # fmt: skip
-    return randomise(T.VJEPA2Model(T.VJEPA2Config(**{**shape, **changes})), seed=2)
+    return randomise(transformers.VJEPA2Model(transformers.VJEPA2Config(**{**shape, **changes})), seed=2)
 
 
 def split_vjepa2(model):
@@ -265,17 +273,18 @@ def test_vjepa2_predictor_parity():
 def test_exported_weights_load_into_the_reference(tmp_path):
     """Import, export, and the reference's own loader: identical outputs."""
     import torch
-    import transformers as T
+    import transformers
     from safetensors.numpy import save_file
 
-    for name, kind in (("clip", T.CLIPVisionModel), ("siglip", T.SiglipVisionModel), ("dinov2-swiglu", T.Dinov2Model),
-                       ("mae", T.ViTMAEModel)):  # fmt: skip
+    kinds = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel", "dinov2-swiglu": "Dinov2Model",
+             "mae": "ViTMAEModel"}  # fmt: skip
+    for name, kind in kinds.items():
         model = reference(name)
         config, _, _, params = ours_of(model)
         model.save_pretrained(tmp_path / name)
         exported = mapping.to_theirs(vision_encoders.entries(config), params)  # under the published prefix
         save_file(exported, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
-        again = kind.from_pretrained(tmp_path / name).eval()
+        again = getattr(transformers, kind).from_pretrained(tmp_path / name).eval()
         x = pixels(2, config.image_size, config.image_size, 3)
         more = {"noise": torch.rand(2, 16)} if name == "mae" else {}
         with torch.no_grad():

@@ -31,8 +31,9 @@ class StackConfig:
     """`layer`: LayerNorm with affine parameters; `rms`: RMSNorm with a scale."""
     eps: float = 1e-6
     activation: str = "gelu"
-    gated: bool = False
-    """MLP: down(activation(gate(x)) * up(x)) instead of down(activation(up(x)))."""
+    gated: str = "none"
+    """MLP: down(activation(gate(x)) * up(x)) instead of down(activation(up(x))), gate and up with their kernels
+    `apart` (T5) or in `one` (DINOv2)."""
     bias: bool = True
     """Of the attention's output and the MLP."""
     qkv_bias: bool = True
@@ -60,6 +61,7 @@ class StackConfig:
             {
                 "norm": ("layer", "rms"),
                 "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu"),
+                "gated": ("none", "apart", "one"),
                 "relative_bias": ("none", "shared", "layer"),
                 "attention": ("xla", "cudnn"),
                 "dtype": ("float32", "bfloat16"),
@@ -190,7 +192,7 @@ VISION: dict[str, ViTConfig] = {
     "siglip-so400m/14-384": _siglip(384),
     "dinov2-b": _dinov2(768, 12, 12),
     "dinov2-l": _dinov2(1024, 24, 16),
-    "dinov2-g": _dinov2(1536, 40, 24, mlp=4096, gated=True, activation="silu"),
+    "dinov2-g": _dinov2(1536, 40, 24, mlp=4096, gated="one", activation="silu"),
     "vjepa2-vitl": _vjepa2(1024, 24, 16, 4096),
     "vjepa2-vith": _vjepa2(1280, 32, 16, 5120),
     "vjepa2-vitg": _vjepa2(1408, 40, 22, 6144),
@@ -210,7 +212,7 @@ def vjepa2_predictor(encoder: ViTConfig) -> PredictorConfig:
 def _t5(family: str, vocabulary: int, relative_bias: str) -> TextEncoderConfig:
     return TextEncoderConfig(
         family=family, vocabulary=vocabulary, width=4096, depth=24, heads=64, mlp=10240, norm="rms",
-        activation="gelu_tanh", gated=True, bias=False, qkv_bias=False, scaled=False, relative_bias=relative_bias,
+        activation="gelu_tanh", gated="apart", bias=False, qkv_bias=False, scaled=False, relative_bias=relative_bias,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from wam.models.layers import LayerNorm, Linear, RMSNorm
 from wam.models.placement import ROWS, constrain
 from wam.models.rotary import rotate_pairs
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -46,54 +46,69 @@ def norm_of(config: StackConfig, *, rngs: nnx.Rngs, width: int = 0) -> LayerNorm
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
-        self.config, dtype = config, jnp.dtype(config.dtype)
+    """`one_kernel`: queries, keys and values are one linear map."""
+
+    def __init__(self, config: StackConfig, *, rngs: nnx.Rngs, one_kernel: bool = False):
+        self.config = config
         inner = config.heads * config.head_dim
-        project = functools.partial(
-            Linear, config.width, inner, rngs=rngs, axes=("embed", "heads"), bias=config.qkv_bias, dtype=dtype
-        )
-        self.q, self.k, self.v = project(), project(), project()
+        dtype = jnp.dtype(config.dtype)
+
+        def project(outputs: int) -> Linear:
+            bias = config.qkv_bias
+            return Linear(config.width, outputs, rngs=rngs, axes=("embed", "heads"), bias=bias, dtype=dtype)
+
+        if one_kernel:
+            self.qkv = project(3 * inner)
+        else:
+            self.q, self.k, self.v = project(inner), project(inner), project(inner)
         self.out = Linear(inner, config.width, rngs=rngs, axes=("heads", "embed"), bias=config.bias, dtype=dtype)
+        self.one_kernel = one_kernel
 
     def __call__(self, x_BLD: Array, context_BTD: Array, *, mask_BT: Array | None = None, bias_NLT: Array | None = None,
                  rotation: Rotation | None = None) -> Array:  # fmt: skip
         """x attends to the tokens of `context` that the mask leaves; softmax in float32."""
         config = self.config
-        q, k, v = (
-            y.reshape(*y.shape[:-1], config.heads, config.head_dim)
-            for y in (self.q(x_BLD), self.k(context_BTD), self.v(context_BTD))
-        )
+        q, k, v = (y.reshape(*y.shape[:-1], config.heads, config.head_dim) for y in self._project(x_BLD, context_BTD))
         if rotation is not None:
             q, k = rotation(q), rotation(k)
         if bias_NLT is not None:
-            bias_NLT = bias_NLT.astype(q.dtype if config.attention == "cudnn" else jnp.float32)
+            bias_NLT = bias_NLT[None].astype(q.dtype if config.attention == "cudnn" else jnp.float32)
         attended_BLNH = jax.nn.dot_product_attention(
-            q, k, v,
-            bias=None if bias_NLT is None else bias_NLT[None],
+            q,
+            k,
+            v,
+            bias=bias_NLT,
             mask=None if mask_BT is None else mask_BT[:, None, None, :].astype(bool),
             scale=1 / math.sqrt(config.head_dim) if config.scaled else 1.0,
             is_causal=config.causal,
-            implementation=config.attention,
-        )  # fmt: skip
+            implementation=cast("Literal['xla', 'cudnn']", config.attention),
+        )
         return self.out(attended_BLNH.reshape(*x_BLD.shape[:-1], -1))
+
+    def _project(self, x_BLD: Array, context_BTD: Array) -> tuple[Array, Array, Array]:
+        if not self.one_kernel:
+            return self.q(x_BLD), self.k(context_BTD), self.v(context_BTD)
+        q, _, _ = jnp.split(self.qkv(x_BLD), 3, axis=-1)
+        _, k, v = jnp.split(self.qkv(context_BTD), 3, axis=-1)
+        return q, k, v
 
 
 class MLP(nnx.Module):
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
-        up = functools.partial(
-            Linear, config.width, config.mlp, rngs=rngs, axes=("embed", "mlp"), bias=config.bias,
-            dtype=jnp.dtype(config.dtype),
-        )  # fmt: skip
-        self.gate = up() if config.gated else None
-        self.up = up()
-        self.down = Linear(
-            config.mlp, config.width, rngs=rngs, axes=("mlp", "embed"), bias=config.bias, dtype=jnp.dtype(config.dtype)
-        )
-        self.activation = config.activation
+        def linear(d_in: int, d_out: int, axes: tuple[str, str]) -> Linear:
+            return Linear(d_in, d_out, rngs=rngs, axes=axes, bias=config.bias, dtype=jnp.dtype(config.dtype))
+
+        self.gate = linear(config.width, config.mlp, ("embed", "mlp")) if config.gated == "apart" else None
+        self.up = linear(config.width, config.mlp * (2 if config.gated == "one" else 1), ("embed", "mlp"))
+        self.down = linear(config.mlp, config.width, ("mlp", "embed"))
+        self.gated, self.activation = config.gated, config.activation
 
     def __call__(self, x_BLD: Array) -> Array:
-        act = ACTIVATIONS[self.activation]
-        return self.down(act(self.up(x_BLD)) if self.gate is None else act(self.gate(x_BLD)) * self.up(x_BLD))
+        act, up = ACTIVATIONS[self.activation], self.up(x_BLD)
+        if self.gated == "none":
+            return self.down(act(up))
+        gate, up = jnp.split(up, 2, axis=-1) if self.gate is None else (self.gate(x_BLD), up)
+        return self.down(act(gate) * up)
 
 
 def distance_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:

@@ -46,11 +46,8 @@ class AttentionPool(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.query = _vector((config.width,), rngs)
-        self.attention, self.norm, self.mlp = (
-            Attention(config, rngs=rngs),
-            norm_of(config, rngs=rngs),
-            MLP(config, rngs=rngs),
-        )
+        self.attention = Attention(config, rngs=rngs, one_kernel=True)
+        self.norm, self.mlp = norm_of(config, rngs=rngs), MLP(config, rngs=rngs)
 
     def __call__(self, x_BLD: Array) -> Array:
         query = jnp.broadcast_to(self.query[...].astype(x_BLD.dtype), (x_BLD.shape[0], 1, x_BLD.shape[-1]))

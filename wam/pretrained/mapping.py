@@ -45,8 +45,6 @@ class Entry(NamedTuple):
     layout: Layout = SAME
     layer: int | None = None
     """Index into the leading axis of a stacked parameter."""
-    part: tuple[int, int] | None = None
-    """(i, n): ours is the i-th of n equal parts of the foreign tensor's first axis; every part has its entry."""
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -89,11 +87,7 @@ def to_ours(entries: Iterable[Entry], tensors: Mapping[str, np.ndarray]) -> dict
     flat: dict[str, Any] = {}
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for entry in entries:
-        array = np.asarray(tensors[entry.theirs])
-        if entry.part is not None:
-            i, n = entry.part
-            array = np.split(array, n)[i]
-        array = entry.layout.ours(array)
+        array = entry.layout.ours(np.asarray(tensors[entry.theirs]))
         if entry.layer is None:
             flat[entry.ours] = array
         else:
@@ -108,11 +102,9 @@ def to_ours(entries: Iterable[Entry], tensors: Mapping[str, np.ndarray]) -> dict
 def to_theirs(entries: Iterable[Entry], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Our nested dict of arrays -> foreign tensors."""
     flat = flatten(params)
-    tensors: dict[str, list[np.ndarray]] = {}
-    for entry in sorted(entries, key=lambda e: e.part or (0, 1)):
-        array = np.asarray(flat[entry.ours] if entry.layer is None else flat[entry.ours][entry.layer])
-        tensors.setdefault(entry.theirs, []).append(entry.layout.theirs(array))
     return {
-        name: np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
-        for name, parts in tensors.items()
+        entry.theirs: np.ascontiguousarray(
+            entry.layout.theirs(np.asarray(flat[entry.ours] if entry.layer is None else flat[entry.ours][entry.layer]))
+        )
+        for entry in entries
     }

@@ -81,10 +81,9 @@ NAMES: dict[str, tuple[str, dict[str, str]]] = {
 GATED = {
     "t5": {"mlp.gate": "layer.1.DenseReluDense.wi_0", "mlp.up": "layer.1.DenseReluDense.wi_1"},
     "umt5": {"mlp.gate": "layer.1.DenseReluDense.wi_0", "mlp.up": "layer.1.DenseReluDense.wi_1"},
-    "dinov2": {"mlp.gate": "mlp.weights_in", "mlp.up": "mlp.weights_in", "mlp.down": "mlp.weights_out"},
+    "dinov2": {"mlp.up": "mlp.weights_in", "mlp.down": "mlp.weights_out"},
 }
-"""What is called differently where the MLP is gated. DINOv2 keeps gate and up in one tensor, one above the other."""
-
+"""What is called differently where the MLP is gated."""
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -118,10 +117,10 @@ def prefix_in(names: Iterable[str], landmark: str, prefixes: tuple[str, ...]) ->
     return next((prefix for prefix in prefixes if f"{prefix}{landmark}" in names), prefixes[0])
 
 
-def linear(theirs: str, ours: str, *, bias: bool = True, layer: int | None = None,
-           part: tuple[int, int] | None = None, kernel: Layout = KERNEL) -> list[Entry]:  # fmt: skip
-    entries = [Entry(f"{theirs}.weight", f"{ours}.kernel", kernel, layer, part)]
-    return entries + ([Entry(f"{theirs}.bias", f"{ours}.bias", SAME, layer, part)] if bias else [])
+def linear(theirs: str, ours: str, *, bias: bool = True, layer: int | None = None, kernel: Layout = KERNEL
+           ) -> list[Entry]:  # fmt: skip
+    entries = [Entry(f"{theirs}.weight", f"{ours}.kernel", kernel, layer)]
+    return entries + ([Entry(f"{theirs}.bias", f"{ours}.bias", SAME, layer)] if bias else [])
 
 
 def norm(theirs: str, ours: str, config: StackConfig, layer: int | None = None) -> list[Entry]:
@@ -132,8 +131,7 @@ def norm(theirs: str, ours: str, config: StackConfig, layer: int | None = None) 
 def stack(config: StackConfig, family: str, prefix: str, ours: str = "stack") -> list[Entry]:
     """Entries of all layers; `prefix` stands before the family's names."""
     place, names = NAMES[family]
-    gated = GATED[family] if config.gated else {}
-    names = {part: name for part, name in names.items() if part not in gated} | gated
+    names = names | (GATED[family] if config.gated != "none" else {})
     entries: list[Entry] = []
     for i in range(config.depth):
         for part, name in names.items():
@@ -148,8 +146,6 @@ def stack(config: StackConfig, family: str, prefix: str, ours: str = "stack") ->
             elif part.endswith("_scale"):
                 entries.append(Entry(theirs, path, SAME, i))
             else:
-                fused = [p for p, n in names.items() if n == name]
                 bias = config.qkv_bias if part in ("attention.q", "attention.k", "attention.v") else config.bias
-                share = (fused.index(part), len(fused)) if len(fused) > 1 else None
-                entries += linear(theirs, path, bias=bias, layer=i, part=share)
+                entries += linear(theirs, path, bias=bias, layer=i)
     return entries

@@ -32,7 +32,8 @@ def config_from(released: Mapping[str, Any]) -> TextEncoderConfig:
         return TextEncoderConfig(
             family=kind, vocabulary=released["vocab_size"], width=released["d_model"], depth=released["num_layers"],
             heads=released["num_heads"], head_dim=released["d_kv"], mlp=released["d_ff"], norm="rms",
-            eps=released["layer_norm_epsilon"], gated=gate == "gated", bias=False, qkv_bias=False, scaled=False,
+            eps=released["layer_norm_epsilon"], gated="apart" if gate == "gated" else "none", bias=False,
+            qkv_bias=False, scaled=False,
             # T5 says gelu where it means the tanh approximation, but only of gated MLPs.
             activation=activation("gelu_new" if (gate, act) == ("gated", "gelu") else act),
             relative_bias="layer" if kind == "umt5" else "shared",
@@ -51,7 +52,7 @@ def config_from(released: Mapping[str, Any]) -> TextEncoderConfig:
         eps=get("layer_norm_eps"), activation=activation(get("hidden_act")), causal=clip,
         positions=get("max_position_embeddings"), pooling="eos" if clip else "last",
         # Early CLIP files say 2 and mean the last word of the vocabulary.
-        eos_id=get("vocab_size") - 1 if get("eos_token_id") == 2 else get("eos_token_id"),
+        eos_id=(get("vocab_size") - 1 if get("eos_token_id") == 2 else get("eos_token_id")) if clip else 1,
         projection=0 if clip else released.get("projection_size") or width, projection_bias=not clip,
     )  # fmt: skip
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from wam.encoders.config import CLIP_MEAN, CLIP_STD, HALF, PredictorConfig, ViTConfig
-from wam.pretrained.mapping import Entry, Layout, reshaped
+from wam.pretrained.mapping import KERNEL, Entry, Layout, reshaped
 from wam.pretrained.stack_names import Released, activation, linear, norm, prefix_in, stack
 
 _DEFAULTS = {
@@ -30,8 +30,10 @@ def config_from(released: Mapping[str, Any]) -> ViTConfig:
     kind = released.get("model_type")
     if kind in ("clip", "siglip"):
         return config_from({"model_type": f"{kind}_vision_model", **released["vision_config"]})
-    families = {"clip_vision_model": _clip, "siglip_vision_model": _siglip, "dinov2": _dinov2, "vit_mae": _mae,
-                "dinov2_with_registers": _dinov2, "vjepa2": _vjepa2}  # fmt: skip
+    families: dict[str, Callable[..., ViTConfig]] = {
+        "clip_vision_model": _clip, "siglip_vision_model": _siglip, "dinov2": _dinov2,
+        "dinov2_with_registers": _dinov2, "vit_mae": _mae, "vjepa2": _vjepa2,
+    }  # fmt: skip
     if kind not in families:
         raise ValueError(f"config.json is of model_type {kind!r}; known image encoders: {', '.join(families)}")
     given = {**_DEFAULTS.get(kind, {}), **released}
@@ -63,8 +65,8 @@ def _dinov2(given: Mapping[str, Any], common: dict[str, Any]) -> ViTConfig:
     if gated:  # two thirds of the width, so that the third matrix costs nothing, rounded up to a multiple of 8
         common, mlp = common | {"activation": "silu"}, -(-int(mlp * 2 / 3) // 8) * 8
     return ViTConfig(
-        family="dinov2", mlp=mlp, gated=gated, image_size=given["image_size"], qkv_bias=given["qkv_bias"],
-        layer_scale=True, mask_token=given.get("use_mask_token", True),
+        family="dinov2", mlp=mlp, gated="one" if gated else "none", image_size=given["image_size"],
+        qkv_bias=given["qkv_bias"], layer_scale=True, mask_token=given.get("use_mask_token", True),
         registers=given.get("num_register_tokens", 0), antialias="num_register_tokens" in given, pooling="class",
         **common,
     )  # fmt: skip
@@ -167,12 +169,11 @@ def entries(config: ViTConfig, prefix: str | None = None) -> list[Entry]:
 
 
 def _attention_pool(config: ViTConfig, head: str) -> list[Entry]:
-    found = [Entry(f"{head}.probe", "pool.query", reshaped((config.width,), (1, 1, config.width)))]
-    for i, name in enumerate("qkv"):  # one above the other in one tensor, whose name has no dot before "weight"
-        found += [
-            entry._replace(theirs=entry.theirs.replace("in_proj.", "in_proj_"))
-            for entry in linear(f"{head}.attention.in_proj", f"pool.attention.{name}", part=(i, 3))
-        ]
+    found = [
+        Entry(f"{head}.probe", "pool.query", reshaped((config.width,), (1, 1, config.width))),
+        Entry(f"{head}.attention.in_proj_weight", "pool.attention.qkv.kernel", KERNEL),
+        Entry(f"{head}.attention.in_proj_bias", "pool.attention.qkv.bias"),
+    ]
     found += linear(f"{head}.attention.out_proj", "pool.attention.out")
     found += norm(f"{head}.layernorm", "pool.norm", config)
     return found + linear(f"{head}.mlp.fc1", "pool.mlp.up") + linear(f"{head}.mlp.fc2", "pool.mlp.down")
