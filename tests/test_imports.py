@@ -44,7 +44,9 @@ HEAVY = {
     "mujoco": ("wam/envs/",),
     "metaworld": ("wam/envs/",),
     "gymnasium": ("wam/envs/",),
+    "sentencepiece": ("wam/encoders/tokenizer.py",),
     "tensorboardX": ("wam/training/metrics.py",),
+    "tokenizers": ("wam/encoders/tokenizer.py",),
     "wandb": ("wam/training/metrics.py",),
 }
 

@@ -210,3 +210,17 @@ def structure(kind: Callable[..., nnx.Module], config: StackConfig) -> tuple[Any
     with nnx.use_eager_sharding(False):
         graph, state = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(state)
+
+
+def frozen(params: Any, config: StackConfig) -> Any:
+    """Parameters of a module that is not trained, on the device: kernels and embeddings in the dtype it computes in.
+
+    The results are the same as with float32 ones, which are rounded to that dtype where they are used.
+    """
+    dtype = jnp.dtype(config.dtype)
+
+    def place(path: tuple[Any, ...], x: Any) -> Array:
+        used = dtype if path[-1].key in ("kernel", "embedding") else jnp.float32
+        return jnp.asarray(x, used)
+
+    return jax.tree_util.tree_map_with_path(place, params)
