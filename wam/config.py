@@ -194,8 +194,6 @@ class TextConfig:
         for name, allowed in (("kind", ("hashed_ngrams", "pretrained")), ("dtype", ("float32", "bfloat16"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"text.{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}")
-        if self.kind == "pretrained" and not self.path:
-            raise ValueError("text.kind 'pretrained' needs text.path, the directory of the encoder")
 
 
 @dataclasses.dataclass(frozen=True)

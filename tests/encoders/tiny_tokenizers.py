@@ -36,7 +36,7 @@ def train_sentencepiece(directory: Path, **more) -> Path:
     import sentencepiece
 
     written = io.BytesIO()
-    options = {"vocab_size": 70, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2, **more}
+    options = {"vocab_size": 50, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2, **more}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(SENTENCES), model_writer=written, **options)
     (directory / "spiece.model").write_bytes(written.getvalue())
     return directory / "spiece.model"

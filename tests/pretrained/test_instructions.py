@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.encoders.tiny_tokenizers import HARD, SENTENCES
+from tests.encoders.tiny_tokenizers import HARD, SENTENCES, train_json
 from tests.pretrained import tiny_encoders
 from tests.pretrained.tiny_encoders import CONFIG, WIDTH, write_umt5
 from wam.config import TextConfig
@@ -116,7 +116,7 @@ def test_the_tokenizer_may_lie_beside(config, released, tmp_path):
     beside = dataclasses.replace(config, path=str(pipeline / "text_encoder"))
     assert text_encoder(beside)[0].name == text_encoder(config)[0].name
     (pipeline / "tokenizer").rename(pipeline / "spoken")
-    with pytest.raises(FileNotFoundError, match="text_encoder holds no tokenizer: name its file in text.tokenizer"):
+    with pytest.raises(FileNotFoundError, match=r"text_encoder holds no tokenizer: name its file in text.tokenizer"):
         text_encoder(beside)
     named = dataclasses.replace(beside, tokenizer=str(pipeline / "spoken"))
     assert text_encoder(named)[0].name == text_encoder(config)[0].name
@@ -162,13 +162,15 @@ def test_bad_files_are_named(config, tmp_path, damage, said):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_bad_configurations_are_named(config, released):
+def test_bad_configurations_are_named(config, released, tmp_path):
     with pytest.raises(ValueError, match=r"text.kind is 'bert'; choose from hashed_ngrams, pretrained"):
         TextConfig(kind="bert")
     with pytest.raises(ValueError, match=r"text.kind 'pretrained' needs text.path"):
-        TextConfig(kind="pretrained")
+        text_encoder(TextConfig(kind="pretrained"))
     with pytest.raises(ValueError, match=r"text.dim is 64, the encoder in .* gives 24: set text.dim to that"):
         text_encoder(dataclasses.replace(config, dim=64))
+    with pytest.raises(ValueError, match=r"knows 330 tokens, the encoder in .* 70: they do not belong together"):
+        text_encoder(dataclasses.replace(config, tokenizer=str(train_json(tmp_path))))
     with pytest.raises(ValueError, match=r"has vocabulary 70; the release asked for has 256384"):
         encoder_files.find(released, "text", expected=TEXT["umt5-xxl"])
     with pytest.raises(ValueError, match=r"model_type 'umt5'; known image encoders: clip_vision_model"):

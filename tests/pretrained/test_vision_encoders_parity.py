@@ -213,8 +213,8 @@ def split_vjepa2(model):
     tensors, facts = released_tensors(model), model.config.to_dict()
     config, predictor = vision_encoders.config_from(facts), vision_encoders.predictor_config_from(facts)
     known, aside = vision_encoders.released(config, tensors)
-    theirs = vision_encoders.predictor_entries(predictor)
-    assert {e.theirs for e in theirs} == aside
+    theirs, others = vision_encoders.predictor_released(predictor, tensors)
+    assert {e.theirs for e in theirs} == aside and others == {e.theirs for e in known}
     parts = (known, ViT, config), (theirs, MaskedPredictor, predictor)
     return config, *((e, *fill(kind, own, e, {n.theirs: tensors[n.theirs] for n in e})) for e, kind, own in parts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ import numpy as np
 
 FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 """What is looked for in a directory, in this order."""
+
+
+Encode = Callable[[list[str]], tuple[Any, Any]]
+"""texts -> (ids, mask), of arrays or lists"""
 
 
 def tokenizer_file(path: str | Path) -> Path:
@@ -27,7 +31,7 @@ def tokenizer_file(path: str | Path) -> Path:
 
 
 class TextTokenizer:
-    """Ids and mask of texts, cut to `length` (special tokens stay) and padded on the right.
+    """Ids and mask of texts, cut to `length` (special tokens stay) and padded on the right; `size` ids are known.
 
     Args:
       path: the file, or a directory that holds it.
@@ -42,9 +46,9 @@ class TextTokenizer:
     def __init__(self, path: str | Path, length: int, *, pad: str = ""):
         self.file, self.length = tokenizer_file(path), length
         if self.file.suffix == ".json":
-            self._encode = _from_json(self.file, length, pad)
+            self._encode, self.size = _from_json(self.file, length, pad)
         elif self.file.suffix == ".model":
-            self._encode = _from_sentencepiece(self.file, length)
+            self._encode, self.size = _from_sentencepiece(self.file, length)
         else:
             raise ValueError(f"{self.file} is no tokenizer: expected a .json of `tokenizers` or a sentencepiece .model")
 
@@ -56,7 +60,7 @@ class TextTokenizer:
         return np.asarray(ids, np.int32), np.asarray(mask, np.bool_)
 
 
-def _from_json(file: Path, length: int, pad: str) -> Any:
+def _from_json(file: Path, length: int, pad: str) -> tuple[Encode, int]:
     import tokenizers
 
     try:
@@ -78,7 +82,7 @@ def _from_json(file: Path, length: int, pad: str) -> Any:
         found = tokenizer.encode_batch(texts)
         return [x.ids for x in found], [x.attention_mask for x in found]
 
-    return encode
+    return encode, tokenizer.get_vocab_size()
 
 
 def _padding_token(file: Path, facts: dict[str, Any]) -> str:
@@ -100,7 +104,7 @@ def _padding_token(file: Path, facts: dict[str, Any]) -> str:
     raise ValueError(f"{file} names no padding token, and there is no tokenizer_config.json beside it that does")
 
 
-def _from_sentencepiece(file: Path, length: int) -> Any:
+def _from_sentencepiece(file: Path, length: int) -> tuple[Encode, int]:
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor()
@@ -119,7 +123,7 @@ def _from_sentencepiece(file: Path, length: int) -> Any:
             ids[row, : len(found)], mask[row, : len(found)] = found, True
         return ids, mask
 
-    return encode
+    return encode, processor.GetPieceSize()
 
 
 def _first_line(error: Exception) -> str:

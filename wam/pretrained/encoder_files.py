@@ -6,18 +6,19 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wam.config import build
-from wam.encoders.config import StackConfig, TextEncoderConfig, ViTConfig
+from wam.encoders.config import PredictorConfig, StackConfig, TextEncoderConfig, ViTConfig
 from wam.encoders.text import TextTransformer
 from wam.encoders.transformer import frozen, structure
-from wam.encoders.vit import ViT
+from wam.encoders.vit import MaskedPredictor, ViT
 from wam.pretrained import text_encoders, vision_encoders
 from wam.pretrained.loading import own_entries, verify
 from wam.pretrained.mapping import Entry, flatten, to_ours, unflatten
+from wam.pretrained.stack_names import Released
 from wam.pretrained.tensor_files import TensorFiles
 
 PROVENANCE = "provenance.json"
@@ -27,16 +28,27 @@ PROVENANCE = "provenance.json"
 class Modality(NamedTuple):
     config: type
     module: type
-    names: Any
-    """The module of `wam.pretrained` with its `config_from`, `entries` and `released`."""
-    head: str
+    config_from: Callable[[Mapping[str, Any]], Any]
+    entries: Callable[..., list[Entry]]
+    released: Callable[..., Released]
+    head: str = ""
     """CLIP's projection, which some files have and some lack."""
 
 
+_TEXT, _VISION = text_encoders, vision_encoders
 MODALITIES = {
-    "text": Modality(TextEncoderConfig, TextTransformer, text_encoders, "text_projection.weight"),
-    "vision": Modality(ViTConfig, ViT, vision_encoders, "visual_projection.weight"),
-}
+    "text": Modality(
+        TextEncoderConfig, TextTransformer, _TEXT.config_from, _TEXT.entries, _TEXT.released, "text_projection.weight"
+    ),
+    "vision": Modality(
+        ViTConfig, ViT, _VISION.config_from, _VISION.entries, _VISION.released, "visual_projection.weight"
+    ),
+    "predictor": Modality(
+        PredictorConfig, MaskedPredictor, _VISION.predictor_config_from, _VISION.predictor_entries,
+        _VISION.predictor_released,
+    ),
+}  # fmt: skip
+"""A file may hold several: CLIP and SigLIP one of text and one of images, V-JEPA 2 a predictor beside the encoder."""
 
 
 class Encoder(NamedTuple):
@@ -50,11 +62,11 @@ class Encoder(NamedTuple):
 
 
 def find(source: str | Path, modality: str, *, expected: Any = None, tensors: TensorFiles | None = None) -> Encoder:
-    """The encoder of a modality (`text`, `vision`) in a directory, or in a file with `config.json` beside it.
+    """The encoder of a modality in a directory, or in a file with `config.json` beside it.
 
     Args:
       source: a release, or imported weights.
-      modality: which encoder, of releases that have both.
+      modality: one of `MODALITIES`.
       expected: a configuration the release must have.
       tensors: those of `source`, where they are open already; what belongs to other encoders leaves them.
 
@@ -67,9 +79,9 @@ def find(source: str | Path, modality: str, *, expected: Any = None, tensors: Te
     if (directory / PROVENANCE).is_file():
         return _imported(directory, modality, tensors)
     kinds = MODALITIES[modality]
-    config = kinds.names.config_from(read_json(directory / "config.json"))
+    config = kinds.config_from(read_json(directory / "config.json"))
     head = tensors.info.get(kinds.head)
-    if config.family == "clip" and head is not None:
+    if head is not None and config.family == "clip":
         config = dataclasses.replace(config, projection=head.shape[0])
     if expected is not None:
         for field in dataclasses.fields(expected):
@@ -77,7 +89,7 @@ def find(source: str | Path, modality: str, *, expected: Any = None, tensors: Te
             if wanted != found and field.name not in ("features", "projection"):
                 raise ValueError(f"{directory} has {field.name} {found!r}; the release asked for has {wanted!r}")
         config = dataclasses.replace(expected, projection=config.projection)
-    entries, others = kinds.names.released(config, tensors.info)
+    entries, others = kinds.released(config, tensors.info)
     for name in others:  # they are another part's, not left over
         del tensors.info[name]
     return Encoder(config, entries, tensors, {})
@@ -91,10 +103,10 @@ def _imported(directory: Path, modality: str, tensors: TensorFiles) -> Encoder:
     except (KeyError, TypeError):
         raise ValueError(f"{directory} holds imported weights of {facts.get('kind')!r}, which is no encoder") from None
     if found != modality:
-        raise ValueError(f"{directory} holds a {found} encoder, expected one of {modality}")
+        raise ValueError(f"{directory} holds imported weights for {found}, expected {modality}")
     kinds = MODALITIES[modality]
     config = build(kinds.config, fields)
-    return Encoder(config, own_entries(kinds.names.entries(config)), tensors, digests)
+    return Encoder(config, own_entries(kinds.entries(config)), tensors, digests)
 
 
 def to_json(config: StackConfig) -> dict[str, Any]:

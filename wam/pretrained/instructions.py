@@ -23,6 +23,8 @@ def text_encoder(config: TextConfig) -> tuple[TextEncoder, TextConfig]:
     """
     if config.kind == "hashed_ngrams":
         return HashedNgrams(config), config
+    if not config.path:
+        raise ValueError("text.kind 'pretrained' needs text.path: the directory of the text encoder's files")
     source = Path(config.path)
     if not source.exists():
         raise FileNotFoundError(f"text.path {source} is not there: it names the directory of the text encoder's files")
@@ -34,6 +36,11 @@ def text_encoder(config: TextConfig) -> tuple[TextEncoder, TextConfig]:
     if spec.positions and config.tokens > spec.positions:
         raise ValueError(f"text.tokens is {config.tokens}, the encoder in {source} reads up to {spec.positions}")
     tokenizer = TextTokenizer(_tokenizer_file(config, source), config.tokens)
+    if tokenizer.size > spec.vocabulary:
+        raise ValueError(
+            f"{tokenizer.file} knows {tokenizer.size} tokens, the encoder in {source} {spec.vocabulary}: they do not "
+            "belong together"
+        )
     files = encoder_files.digests(found)
     weights = json_digest({"weights": files, "tokenizer": encoder_files.file_digest(tokenizer.file)})
     if config.weights not in ("", weights):

@@ -198,3 +198,9 @@ def released(config: ViTConfig, names: Collection[str]) -> Released:
     ours = {entry.theirs for entry in known}
     aside = {n for n in names if n.startswith(_OTHERS[config.family]) or n.endswith(".position_ids")}
     return Released(known, frozenset(aside - ours))
+
+
+def predictor_released(config: PredictorConfig, names: Collection[str]) -> Released:
+    """As `released`, of the predictor."""
+    prefix = prefix_in(names, "proj.weight", ("predictor.", "vjepa2.predictor."))
+    return Released(predictor_entries(config, prefix), frozenset(n for n in names if not n.startswith(prefix)))
