@@ -46,7 +46,7 @@ def test_preprocessing_parity(name):
 
 
 def test_vjepa2_normalisation_parity():
-    from transformers import VJEPA2VideoProcessor  # needs torchvision to run; its constants do not
+    from transformers.models.vjepa2.video_processing_vjepa2 import VJEPA2VideoProcessor  # runs with torchvision only
 
     assert VISION["vjepa2-vitl"].mean == tuple(VJEPA2VideoProcessor.image_mean)
     assert VISION["vjepa2-vitl"].std == tuple(VJEPA2VideoProcessor.image_std)

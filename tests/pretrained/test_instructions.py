@@ -130,6 +130,7 @@ def test_the_tokenizer_may_lie_beside(config, released, tmp_path):
         ("wrong shape", r"'shared.weight' has shape \[24, 70\], expected \[70, 24\]"),
         ("no config", r"lacks config.json"),
         ("damaged config", r"config.json is no JSON object"),
+        ("incomplete config", r"config.json lacks 'd_ff'"),
         ("another model", r"config.json is of model_type 'bert'; known text encoders: t5, umt5, clip, siglip"),
         ("another activation", r"config.json asks for the activation 'tanh'; known: gelu"),
         ("cut short", r"model.safetensors is incomplete"),
@@ -149,6 +150,8 @@ def test_bad_files_are_named(config, tmp_path, damage, said):
         facts.unlink()
     elif damage == "damaged config":
         facts.write_text("{")
+    elif damage == "incomplete config":
+        facts.write_text(json.dumps({name: x for name, x in tiny_encoders.FACTS.items() if name != "d_ff"}))
     elif damage == "another model":
         facts.write_text('{"model_type": "bert"}')
     elif damage == "another activation":
@@ -171,7 +174,7 @@ def test_bad_configurations_are_named(config, released, tmp_path):
         text_encoder(dataclasses.replace(config, dim=64))
     with pytest.raises(ValueError, match=r"knows 330 tokens, the encoder in .* 70: they do not belong together"):
         text_encoder(dataclasses.replace(config, tokenizer=str(train_json(tmp_path))))
-    with pytest.raises(ValueError, match=r"has vocabulary 70; the release asked for has 256384"):
+    with pytest.raises(ValueError, match=r"has width 24; the release asked for has 4096"):
         encoder_files.find(released, "text", expected=TEXT["umt5-xxl"])
     with pytest.raises(ValueError, match=r"model_type 'umt5'; known image encoders: clip_vision_model"):
         encoder_files.find(released, "vision")

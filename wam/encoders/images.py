@@ -19,12 +19,17 @@ _FILTERS = {"bicubic": "cubic", "bilinear": "linear"}
 
 
 def resize(images: Array, size: tuple[int, int], config: ViTConfig) -> Array:
-    """uint8 [..., h, w, 3] -> uint8 of `size`, by the family's filter, antialiased; the aspect is not kept."""
-    if images.shape[-3:-1] == size:
-        return images
-    shape = (*images.shape[:-3], *size, 3)
-    x = jax.image.resize(images.astype(jnp.float32), shape, _FILTERS[config.resize], antialias=True)
-    return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
+    """uint8 [..., h, w, 3] -> uint8 of `size`, by the family's filter, antialiased; the aspect is not kept.
+
+    Along rows first, then along columns, with 8 bits between the two: so do the libraries the encoders were trained with.
+    """
+    for axis, wanted in ((-2, size[1]), (-3, size[0])):
+        if images.shape[axis] != wanted:
+            shape = list(images.shape)
+            shape[axis] = wanted
+            x = jax.image.resize(images.astype(jnp.float32), shape, _FILTERS[config.resize], antialias=True)
+            images = jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
+    return images
 
 
 def normalise(images: Array, config: ViTConfig) -> Array:

@@ -48,7 +48,11 @@ def sincos(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def patch_positions(frames: int, grid: tuple[int, int]) -> np.ndarray:
-    """[L, 3] int: (frame, row, column) of every patch, frame by frame and row by row."""
+    """[L, 3] int: (frame, row, column) of every patch, frame by frame and row by row.
+
+    `grid` is that of the images at hand; `transformers` counts through the grid of the training images instead, and
+    agrees where the images have that size.
+    """
     return np.stack(np.meshgrid(np.arange(frames), *map(np.arange, grid), indexing="ij"), axis=-1).reshape(-1, 3)
 
 

@@ -79,7 +79,10 @@ def find(source: str | Path, modality: str, *, expected: Any = None, tensors: Te
     if (directory / PROVENANCE).is_file():
         return _imported(directory, modality, tensors)
     kinds = MODALITIES[modality]
-    config = kinds.config_from(read_json(directory / "config.json"))
+    try:
+        config = kinds.config_from(read_json(directory / "config.json"))
+    except KeyError as error:
+        raise ValueError(f"{directory / 'config.json'} lacks {error}") from None
     head = tensors.info.get(kinds.head)
     if head is not None and config.family == "clip":
         config = dataclasses.replace(config, projection=head.shape[0])

@@ -41,21 +41,31 @@ def config_from(released: Mapping[str, Any]) -> ViTConfig:
     common = {
         "width": given["hidden_size"], "depth": given["num_hidden_layers"], "heads": heads,
         "head_dim": given["hidden_size"] // heads, "eps": given["layer_norm_eps"],
-        "activation": activation(given["hidden_act"]), "patch": given["patch_size"],
+        "activation": activation(given["hidden_act"]), "patch": _side(given, "patch_size"),
+        "image_size": _side(given, "crop_size" if kind == "vjepa2" else "image_size"),
     }  # fmt: skip
     return families[kind](given, common)
 
 
+def _side(given: Mapping[str, Any], name: str) -> int:
+    """A size that may be written as two equal ones."""
+    value = given[name]
+    sides = set(value) if isinstance(value, (list, tuple)) else {value}
+    if len(sides) != 1:
+        raise ValueError(f"config.json has {name} {value}; only squares are known")
+    return sides.pop()
+
+
 def _clip(given: Mapping[str, Any], common: dict[str, Any]) -> ViTConfig:
     return ViTConfig(
-        family="clip", mlp=given["intermediate_size"], image_size=given["image_size"], patch_bias=False, pre_norm=True,
-        final_norm="pooled", pooling="class", mean=CLIP_MEAN, std=CLIP_STD, **common,
+        family="clip", mlp=given["intermediate_size"], patch_bias=False, pre_norm=True, final_norm="pooled",
+        pooling="class", mean=CLIP_MEAN, std=CLIP_STD, **common,
     )  # fmt: skip
 
 
 def _siglip(given: Mapping[str, Any], common: dict[str, Any]) -> ViTConfig:
     return ViTConfig(
-        family="siglip", mlp=given["intermediate_size"], image_size=given["image_size"], class_token=False,
+        family="siglip", mlp=given["intermediate_size"], class_token=False,
         pooling="attention" if given["vision_use_head"] else "none", mean=HALF, std=HALF, **common,
     )  # fmt: skip
 
@@ -65,25 +75,23 @@ def _dinov2(given: Mapping[str, Any], common: dict[str, Any]) -> ViTConfig:
     if gated:  # two thirds of the width, so that the third matrix costs nothing, rounded up to a multiple of 8
         common, mlp = common | {"activation": "silu"}, -(-int(mlp * 2 / 3) // 8) * 8
     return ViTConfig(
-        family="dinov2", mlp=mlp, gated="one" if gated else "none", image_size=given["image_size"],
-        qkv_bias=given["qkv_bias"], layer_scale=True, mask_token=given.get("use_mask_token", True),
-        registers=given.get("num_register_tokens", 0), antialias="num_register_tokens" in given, pooling="class",
-        **common,
+        family="dinov2", mlp=mlp, gated="one" if gated else "none", qkv_bias=given["qkv_bias"], layer_scale=True,
+        mask_token=given.get("use_mask_token", True), registers=given.get("num_register_tokens", 0),
+        antialias="num_register_tokens" in given, pooling="class", **common,
     )  # fmt: skip
 
 
 def _mae(given: Mapping[str, Any], common: dict[str, Any]) -> ViTConfig:
     return ViTConfig(
-        family="mae", mlp=given["intermediate_size"], image_size=given["image_size"], qkv_bias=given["qkv_bias"],
-        positions="sincos", pooling="class", resize="bilinear", **common,
+        family="mae", mlp=given["intermediate_size"], qkv_bias=given["qkv_bias"], positions="sincos", pooling="class",
+        resize="bilinear", **common,
     )  # fmt: skip
 
 
 def _vjepa2(given: Mapping[str, Any], common: dict[str, Any]) -> ViTConfig:
     return ViTConfig(
-        family="vjepa2", mlp=int(common["width"] * given["mlp_ratio"]), image_size=given["crop_size"],
-        tubelet=given["tubelet_size"], qkv_bias=given["qkv_bias"], class_token=False, positions="rotary",
-        resize="bilinear", **common,
+        family="vjepa2", mlp=int(common["width"] * given["mlp_ratio"]), tubelet=given["tubelet_size"],
+        qkv_bias=given["qkv_bias"], class_token=False, positions="rotary", resize="bilinear", **common,
     )  # fmt: skip
 
 
