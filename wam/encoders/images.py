@@ -21,7 +21,7 @@ _FILTERS = {"bicubic": "cubic", "bilinear": "linear"}
 def resize(images: Array, size: tuple[int, int], config: ViTConfig) -> Array:
     """uint8 [..., h, w, 3] -> uint8 of `size`, by the family's filter, antialiased; the aspect is not kept.
 
-    Along rows first, then along columns, with 8 bits between the two: so do the libraries the encoders were trained with.
+    Along rows first, then along columns, with 8 bits between: so do the libraries the encoders were trained with.
     """
     for axis, wanted in ((-2, size[1]), (-3, size[0])):
         if images.shape[axis] != wanted:
