@@ -140,20 +140,29 @@ def to_own(entries: Sequence[Entry], tensors: TensorFiles) -> list[Piece]:
 
 def to_foreign(entries: Sequence[Entry], params: Mapping[str, Any], dtypes: Mapping[str, np.dtype] | np.dtype
                ) -> list[Piece]:  # fmt: skip
-    """Our parameters (dotted path -> array, stacked where they are) as tensors of the reference.
+    """Our parameters as tensors of the reference.
 
-    `dtypes`: one for all, or that of each foreign tensor. A parameter that was read as bfloat16 and not trained goes
-    back bit for bit; one that was trained is rounded to it.
+    `params`: dotted path -> array, stacked where they are, or the files of imported weights. `dtypes`: one for all, or
+    that of each foreign tensor. A parameter that was read as bfloat16 and not trained goes back bit for bit; one that
+    was trained is rounded to it.
     """
-    shapes = {path: tuple(x.shape) for path, x in params.items()}
+
+    def shape_of(entry: Entry) -> tuple[int, ...]:
+        if isinstance(params, TensorFiles):
+            return params.info[own_name(entry)].shape
+        return tuple(params[entry.ours].shape[0 if entry.layer is None else 1 :])
 
     def make(entry: Entry, dtype: np.dtype) -> np.ndarray:
-        x = params[entry.ours] if entry.layer is None else params[entry.ours][entry.layer]
+        if isinstance(params, TensorFiles):
+            x = params[own_name(entry)]
+        else:
+            x = params[entry.ours] if entry.layer is None else params[entry.ours][entry.layer]
         return entry.layout.theirs(np.asarray(x)).astype(dtype)
 
     def piece(entry: Entry) -> Piece:
         dtype = np.dtype(dtypes[entry.theirs] if isinstance(dtypes, Mapping) else dtypes)
-        return Piece(entry.theirs, dtype, foreign_shape(entry, shapes), functools.partial(make, entry, dtype))
+        shape = entry.layout.theirs(np.broadcast_to(np.float32(0), shape_of(entry))).shape
+        return Piece(entry.theirs, dtype, shape, functools.partial(make, entry, dtype))
 
     return [piece(entry) for entry in entries]
 
