@@ -169,7 +169,6 @@ class Evaluation:
         from data_pipelines.transforms import ToSample
         from data_pipelines.windows import Windows
         from experiments.recipe import window_config
-        from wam.tokenizers.text import HashedNgrams
 
         data, policy = self.config["data"], self.policy
         root = Path(data["root"]) if data["root"] else self.workdir / "data"
@@ -182,7 +181,7 @@ class Evaluation:
         h, w = policy.tokenizer.image_size
         sample = ToSample(
             policy.config.batch_spec(h, w, policy.text_config.tokens), {kind: windows},
-            {name: robot.normalizers for name, robot in robots.items()}, names, HashedNgrams(policy.text_config),
+            {name: robot.normalizers for name, robot in robots.items()}, names, policy.encode_text,
         )  # fmt: skip
         whole = [
             i

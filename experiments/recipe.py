@@ -39,9 +39,9 @@ from wam.config import (
 from wam.envs import embodiment_of, env_factory
 from wam.models.joint_dit import JointDiT
 from wam.pretrained.imported import read_provenance
+from wam.pretrained.instructions import text_encoder
 from wam.tokenizers import patch_pca
 from wam.tokenizers.patch_pca import PatchPCA
-from wam.tokenizers.text import HashedNgrams
 
 ACTION_HZ = 80.0
 
@@ -259,6 +259,8 @@ class Data:
     spec: BatchSpec
     fitted: Fitted
     model: ModelConfig
+    text: TextConfig
+    """As the recipe has it, with the digest of the encoder's files."""
 
 
 def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
@@ -303,13 +305,20 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
             "take a text-to-video trunk"
         )
     normalizers = {name: fitted.statistics.normalizers(name) for name in fitted.embodiments if name != "none"}
-    encode = HashedNgrams(recipe.text)
+    encode, text = text_encoder(recipe.text)
     # A source without a validation split keeps its place in the table but is never read for validation.
     validation = {name: Windows(store, config) for name, store in held_out.items()}
     everywhere = {name: validation.get(name, windows) for name, windows in train.items()}
+    encode.prepare(
+        {
+            meta["instruction"]
+            for windows in (*train.values(), *validation.values())
+            for meta in windows.store.index.meta
+        }
+    )
     to_sample = ToSample(spec, train, normalizers, fitted.embodiments, encode)
     return Data(train, validation, to_sample, ToSample(spec, everywhere, normalizers, fitted.embodiments, encode), spec,
-                fitted, model)  # fmt: skip
+                fitted, model, text)  # fmt: skip
 
 
 def set_constants(model: JointDiT, fitted: Fitted) -> None:
@@ -340,7 +349,7 @@ def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
         "config": json.loads(recipe.config.to_json_best_effort()),
         "model": dataclasses.asdict(data.model),
         "tokenizer": about,
-        "text": dataclasses.asdict(recipe.text),
+        "text": dataclasses.asdict(data.text),
         "embodiments": embodiments,
         "cameras": list(fitted.cameras),
         "views": list(recipe.config.data.views),

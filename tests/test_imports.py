@@ -17,6 +17,7 @@ LAYERS = {
     "config": 0,
     "fingerprint": 0,
     "models": 1,
+    "encoders": 1,
     "tokenizers": 1,
     "diffusion": 2,
     "checkpoint": 3,
@@ -43,7 +44,9 @@ HEAVY = {
     "mujoco": ("wam/envs/",),
     "metaworld": ("wam/envs/",),
     "gymnasium": ("wam/envs/",),
+    "sentencepiece": ("wam/encoders/tokenizer.py",),
     "tensorboardX": ("wam/training/metrics.py",),
+    "tokenizers": ("wam/encoders/tokenizer.py",),
     "wandb": ("wam/training/metrics.py",),
 }
 

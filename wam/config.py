@@ -202,8 +202,28 @@ class TokenizerConfig:
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     tokens: int = 8
+    """Lt: longer instructions are cut."""
     dim: int = 64
+    """Dt; of a pretrained encoder its width."""
     ngram: tuple[int, int] = (3, 5)
+    kind: str = "hashed_ngrams"
+    """`hashed_ngrams` needs no files; `pretrained`: a released text encoder, frozen."""
+    path: str = ""
+    """Of the pretrained encoder: a directory with config.json and safetensors, or imported weights."""
+    tokenizer: str = ""
+    """Its tokenizer.json or sentencepiece .model, or a directory with one; by default in `path`, or beside it in
+    `tokenizer`."""
+    cache: str = ""
+    """Where embeddings are kept; by default the user's cache directory."""
+    dtype: str = "float32"
+    """In which the pretrained encoder computes."""
+    weights: str = ""
+    """Digest of the encoder's files. Written into checkpoints; where it is set, the files must have it."""
+
+    def __post_init__(self):
+        for name, allowed in (("kind", ("hashed_ngrams", "pretrained")), ("dtype", ("float32", "bfloat16"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"text.{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from wam.diffusion import losses, sampler
 from wam.models.dynamics_paths import Constant
 from wam.models.joint_dit import create
 from wam.models.streams import Noisy, observe
-from wam.tokenizers.text import HashedNgrams
+from wam.pretrained.instructions import text_encoder
 from wam.tokenizers.video import VideoTokenizer, from_state
 from wam.training.finetune import complete
 from wam.training.state import Apply
@@ -71,13 +71,13 @@ class Embodiment:
 class Policy:
     """A trained checkpoint, ready to sample in any mode. Made by `load_policy`."""
 
-    def __init__(self, saved: Inference, *, unroll: bool = True):
+    def __init__(self, saved: Inference, *, unroll: bool = True, text_path: str | Path | None = None):
         assets = saved.assets
         self.assets, self.step = assets, saved.step
         self.config = build(ModelConfig, {**assets["model"], "scan_layers": not unroll})
         self.tokenizer: VideoTokenizer = jax.device_put(from_state(assets["tokenizer"], saved.tokenizer))
-        self.encode_text = HashedNgrams(build(TextConfig, assets["text"]))
-        self.text_config = self.encode_text.config
+        text = build(TextConfig, assets["text"] | ({} if text_path is None else {"path": str(text_path)}))
+        self.encode_text, self.text_config = text_encoder(text)
         self.views, self.camera_table = tuple(assets["views"]), tuple(assets["cameras"])
         self.frame_seconds = np.asarray(assets["frame_seconds"], np.float32)
         self.action_hz = float(assets["action_hz"])
@@ -344,15 +344,18 @@ def _embodiment(entry: dict[str, Any]) -> Embodiment:
     return Embodiment(EmbodimentSpec(**fields), *normalizers)
 
 
-def load_policy(directory: str | Path, *, step: int | None = None, unroll: bool = True) -> Policy:
+def load_policy(directory: str | Path, *, step: int | None = None, unroll: bool = True,
+                text_path: str | Path | None = None) -> Policy:  # fmt: skip
     """The newest (or the given) checkpoint of a run directory.
 
     Args:
       directory: what `--workdir` named in training.
       step: a particular checkpoint.
       unroll: unstack the layers: faster answers, slower first call.
+      text_path: where a pretrained text encoder lies, if no longer where training read it.
 
     Raises:
-      FileNotFoundError: no checkpoint there. ValueError: it is damaged or of another format.
+      FileNotFoundError: no checkpoint there, or no text encoder. ValueError: one of them is damaged, or of another
+        format or encoder.
     """
-    return Policy(read_inference(directory, step), unroll=unroll)
+    return Policy(read_inference(directory, step), unroll=unroll, text_path=text_path)

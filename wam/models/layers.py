@@ -40,8 +40,8 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over the last axis, in float32."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, eps: float = 1e-6):
-        init = nnx.with_partitioning(nnx.initializers.ones_init(), ("heads",))
+    def __init__(self, width: int, *, rngs: nnx.Rngs, eps: float = 1e-6, axis: str = "heads"):
+        init = nnx.with_partitioning(nnx.initializers.ones_init(), (axis,))
         self.scale = nnx.Param(init(rngs.params(), (width,), jnp.float32))
         self.eps = eps
 

@@ -33,15 +33,20 @@ def rope_angles(positions_3: Array, head_dim: int, theta: float = 10000.0) -> Ar
 
 
 def apply_rope(x_NH: Array, angles_h: Array) -> Array:
-    """Rotates consecutive pairs of the head dimension of x [..., N, H] by `angles` [..., H/2], in float32.
+    """Rotates consecutive pairs of the head dimension of x [..., N, H] by `angles` [..., H/2], in float32."""
+    cos, sin = (jnp.repeat(f(angles_h), 2, axis=-1)[..., None, :] for f in (jnp.cos, jnp.sin))
+    return rotate_pairs(x_NH, cos, sin)
 
-    (even, odd) -> (even cos - odd sin, odd cos + even sin), with the swap of a pair written as a product with a
-    constant matrix: no strided slices, which a CPU copies forwards and backwards.
+
+def rotate_pairs(x_NH: Array, cos: Array, sin: Array) -> Array:
+    """(even, odd) -> (even cos - odd sin, odd cos + even sin), cosines and sines per element of the head, in float32.
+
+    The swap of a pair is written as a product with a constant matrix: no strided slices, which a CPU copies forwards
+    and backwards.
     """
     H = x_NH.shape[-1]
     swap = np.zeros((H, H), np.float32)
     swap[np.arange(1, H, 2), np.arange(0, H, 2)] = -1.0
     swap[np.arange(0, H, 2), np.arange(1, H, 2)] = 1.0
-    cos, sin = (jnp.repeat(f(angles_h), 2, axis=-1)[..., None, :] for f in (jnp.cos, jnp.sin))
     x = x_NH.astype(jnp.float32)
     return (x * cos + (x @ swap) * sin).astype(x_NH.dtype)

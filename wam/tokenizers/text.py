@@ -1,8 +1,12 @@
-"""Text encoders: an instruction to tokens [Lt, Dt] and a mask [Lt]. The embedded default needs no weights."""
+"""Text encoders: an instruction to tokens [Lt, Dt] and a mask [Lt]. The embedded default needs no weights.
+
+Pretrained ones are `wam.encoders.instructions.PretrainedText`; `wam.pretrained.instructions` opens either.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +17,15 @@ from wam.config import TextConfig
 class TextEncoder(Protocol):
     """What training and policies call. Implementations are deterministic and cheap to cache per instruction."""
 
+    name: str
+    """Identity of what it gives; part of the data pipeline's."""
+
     def __call__(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [Lt, Dt] float32, mask [Lt] bool)."""
         ...
+
+    def prepare(self, instructions: Iterable[str]) -> None:
+        """Hears once what will be asked, before training."""
 
 
 class HashedNgrams:
@@ -27,7 +37,8 @@ class HashedNgrams:
 
     def __init__(self, config: TextConfig):
         self.config = config
-        self.name = f"hashed_ngrams-1 {config}"  # part of the data pipeline's identity
+        # Part of the data pipeline's identity: it names what this encoder reads of the configuration.
+        self.name = f"hashed_ngrams-1 TextConfig(tokens={config.tokens}, dim={config.dim}, ngram={config.ngram})"
 
     def __call__(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.zeros((self.config.tokens, self.config.dim), np.float32)
@@ -40,6 +51,9 @@ class HashedNgrams:
         for i, grams in enumerate(vectors[: self.config.tokens]):
             tokens[i], mask[i] = self._hash(grams), True
         return tokens, mask
+
+    def prepare(self, instructions: Iterable[str]) -> None:
+        """Nothing to prepare: hashing is as fast as looking up."""
 
     def _ngrams(self, word: str) -> list[str]:
         marked = f"<{word}>"

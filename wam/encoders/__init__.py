@@ -1,0 +1,1 @@
+"""Pretrained text and image encoders: one text module and one vision transformer, with switches."""
