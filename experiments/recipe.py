@@ -41,7 +41,7 @@ from wam.models.joint_dit import JointDiT
 from wam.pretrained.imported import read_provenance
 from wam.pretrained.instructions import text_encoder
 from wam.tokenizers import patch_pca
-from wam.tokenizers.patch_pca import PatchPCA
+from wam.tokenizers.video import VideoTokenizer, from_state
 
 ACTION_HZ = 80.0
 
@@ -177,7 +177,7 @@ class Fitted:
     """What was fitted on the training stores."""
 
     statistics: Statistics
-    tokenizer: PatchPCA
+    tokenizer: VideoTokenizer
     lead: dict[str, np.ndarray]
     lead_r2: dict[str, list[float]]
     cameras: tuple[str, ...]
@@ -208,7 +208,7 @@ class Fitted:
             arrays = {name: payload[name] for name in payload.files}
         return cls(
             Statistics.from_json(facts["statistics"]),
-            PatchPCA.from_state(
+            from_state(
                 facts["tokenizer"],
                 {k.removeprefix("tokenizer/"): v for k, v in arrays.items() if k.startswith("tokenizer/")},
             ),

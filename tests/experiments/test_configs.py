@@ -76,9 +76,10 @@ def test_recipe_builds_by_shape(recipe_name):
         apply, params = state.split(state.build(model, recipe.finetune.lora))
         params, frozen = finetune.divide(params, finetune.frozen_paths(recipe.finetune, flatten(params)))
         tokenizer = empty_tokenizer(recipe, spec.height, model.cameras)
-        train_step = step.make_train_step(apply, tokenizer, recipe.objective, recipe.optimizer, sources=3,
+        train_step = step.make_train_step(apply, recipe.objective, recipe.optimizer, sources=3,
                                           learning_rates=recipe.finetune.learning_rates)  # fmt: skip
-        return train_step(state.init_state(params, transform, steps=10, seed=0), batch, frozen)
+        start = state.init_state(params, transform, steps=10, seed=0)
+        return train_step(start, batch, state.Fixed(frozen, tokenizer))
 
     new, metrics = jax.eval_shape(one_step, batch)
     assert metrics["loss"].shape == ()
@@ -126,14 +127,12 @@ def test_a_few_steps_of_a_gpu_recipe_run_on_the_cpu():
     apply, params = state.split(create(model))
     optimizer_config = build(type(recipe.optimizer), {"learning_rate": 1e-2, "warmup_steps": 1})
     transform = optimizer.make_optimizer(optimizer_config)
-    train_step = jax.jit(
-        step.make_train_step(apply, empty_tokenizer(recipe, 32, 3), ObjectiveConfig(policy_draws=2), optimizer_config,
-                             sources=3)
-    )  # fmt: skip
+    train_step = jax.jit(step.make_train_step(apply, ObjectiveConfig(policy_draws=2), optimizer_config, sources=3))
+    fixed = state.Fixed(tokenizer=empty_tokenizer(recipe, 32, 3))
     current = jax.jit(functools.partial(state.init_state, optimizer=transform, steps=100, seed=0))(params)
     losses = []
     for _ in range(6):
-        current, metrics = train_step(current, batch)
+        current, metrics = train_step(current, batch, fixed)
         losses.append(float(metrics["loss"]))
     assert np.isfinite(losses).all()
     assert min(losses[3:]) < losses[0]

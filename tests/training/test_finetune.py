@@ -60,7 +60,7 @@ def test_adapters_train_and_the_base_stays_bit_for_bit(tuned):
     made, losses, state = tuned
     assert losses[-1] < losses[0]
     base = random_trunk()
-    frozen = flatten(made.frozen)
+    frozen = flatten(made.fixed.frozen)
     assert frozen.keys() == {p for p in base if not p.startswith("video_head")}
     assert all(np.array_equal(x, base[path]) for path, x in frozen.items())
     trained = flatten(state.params)

@@ -39,7 +39,7 @@ def losses(finetune: FinetuneConfig, mesh, model=MODEL) -> list[float]:
         state, metrics = made.step(state, batch)
         assert metrics["finite"]
         values.append(float(metrics["loss"]))
-    for tree in (state.params, state.ema, made.frozen):
+    for tree in (state.params, state.ema, made.fixed.frozen):
         for path, x in flatten(tree).items():
             if path in ("blocks.video.up.kernel", "blocks.video.up.lora_b"):
                 assert x.addressable_shards[0].data.size * min(2, len(mesh.devices.flat)) <= x.size, "it is shared out"

@@ -14,6 +14,7 @@ from wam.config import ModelConfig
 from wam.models.dynamics_paths import Constant
 from wam.models.joint_dit import JointDiT, create
 from wam.models.lora import Lora, adapt
+from wam.tokenizers.video import VideoTokenizer
 
 
 class TrainState(NamedTuple):
@@ -23,6 +24,15 @@ class TrainState(NamedTuple):
     params: Any  # nested dict, float32
     ema: Any  # like params; what evaluation and policies read
     opt_state: Any
+
+
+class Fixed(NamedTuple):
+    """What a step reads and no step changes: an argument of the compiled steps, no constant in them."""
+
+    frozen: Any = None
+    """Parameters that do not train, and that the state does not hold."""
+    tokenizer: VideoTokenizer | None = None
+    """Pixels to latents; None when batches hold latents."""
 
 
 class Apply(NamedTuple):

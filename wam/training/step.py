@@ -14,15 +14,15 @@ from wam.batch import Batch
 from wam.config import ObjectiveConfig, OptimizerConfig
 from wam.diffusion import losses
 from wam.diffusion.modes import MODES, draw
-from wam.tokenizers.patch_pca import PatchPCA
+from wam.tokenizers.video import VideoTokenizer
 from wam.training.finetune import combined, rate_factors
 from wam.training.optimizer import learning_rate, make_optimizer
-from wam.training.state import Apply, TrainState, expert_norms, update_ema
+from wam.training.state import Apply, Fixed, TrainState, expert_norms, update_ema
 
 Metrics = dict[str, Any]
 
 
-def latents_of(batch: Batch, tokenizer: PatchPCA | None) -> Array:
+def latents_of(batch: Batch, tokenizer: VideoTokenizer | None) -> Array:
     """[B, V, F, P, C]: precomputed latents, or pixels encoded on the device."""
     if "latents" in batch:
         return batch["latents"]
@@ -37,29 +37,27 @@ def microbatches(batch: Batch, count: int) -> Batch:
 
 def make_train_step(
     apply: Apply,
-    tokenizer: PatchPCA | None,
     objective: ObjectiveConfig,
     optimizer: OptimizerConfig,
     *,
     sources: int,
     accumulate: int = 1,
     learning_rates: Sequence[tuple[str, float]] = (),
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`train_step(state, batch, frozen={}) -> (state, metrics)`, to be jitted with a donated state.
+) -> Callable[[TrainState, Batch, Fixed], tuple[TrainState, Metrics]]:
+    """`train_step(state, batch, fixed) -> (state, metrics)`, to be jitted with a donated state.
 
-    `frozen` are the parameters that the state does not hold, because they do not train. The gradient is that of the
-    whole batch, also when `accumulate` microbatches make it one after the other: their errors are divided by the active
-    elements of all. A step whose loss or gradient is not finite changes no parameter. `learning_rates` are factors by
-    pattern of a parameter's path.
+    The gradient is that of the whole batch, also when `accumulate` microbatches make it one after the other: their
+    errors are divided by the active elements of all. A step whose loss or gradient is not finite changes no parameter.
+    `learning_rates` are factors by pattern of a parameter's path.
     """
     transform = make_optimizer(optimizer)
 
-    def train_step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, fixed: Fixed) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        config = apply.model(combined(state.params, frozen)).config
+        config = apply.model(combined(state.params, fixed.frozen)).config
 
         def inputs(part: Batch):
-            return latents_of(part, tokenizer), draw(key, part, config, objective)
+            return latents_of(part, fixed.tokenizer), draw(key, part, config, objective)
 
         latents, draws = inputs(batch)
         whole = losses.targets(batch, latents, draws, config, with_video=objective.with_video)
@@ -70,7 +68,7 @@ def make_train_step(
             latents, draws = inputs(part)
 
             def loss_fn(params):
-                model = apply.model(combined(params, frozen))
+                model = apply.model(combined(params, fixed.frozen))
                 terms = losses.loss_terms(model, part, latents, draws, with_video=objective.with_video)
                 return losses.total_loss(terms, of, objective), terms
 
@@ -115,15 +113,16 @@ def _added_up(gradient: Callable[[Batch], Any], batch: Batch, count: int) -> Any
     return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), start, parts)[0]
 
 
-def make_eval_step(apply: Apply, tokenizer: PatchPCA | None, objective: ObjectiveConfig, *, seed: int,
-                   sources: int) -> Callable[..., Metrics]:  # fmt: skip
-    """`eval_step(ema, batch, is_valid, frozen={}) -> metrics` with noise fixed by the sample ids, whatever the step."""
+def make_eval_step(
+    apply: Apply, objective: ObjectiveConfig, *, seed: int, sources: int
+) -> Callable[[Any, Batch, Array, Fixed], Metrics]:
+    """`eval_step(ema, batch, is_valid, fixed) -> metrics` with noise fixed by the sample ids, whatever the step."""
     from_objective = ObjectiveConfig(**{**objective.__dict__, "drop_text": 0.0, "drop_state": 0.0, "drop_history": 0.0})
 
-    def eval_step(ema: Any, batch: Batch, is_valid: Array, frozen: Any = None) -> Metrics:
-        model = apply.model(combined(ema, frozen))
+    def eval_step(ema: Any, batch: Batch, is_valid: Array, fixed: Fixed) -> Metrics:
+        model = apply.model(combined(ema, fixed.frozen))
         draws = draw(jax.random.key(seed), batch, model.config, from_objective)
-        latents = latents_of(batch, tokenizer)
+        latents = latents_of(batch, fixed.tokenizer)
         terms = losses.loss_terms(model, batch, latents, draws, with_video=objective.with_video)
         valid = is_valid.astype(jnp.float32)
         terms = {name: losses.Term(t.error * valid, t.count * valid) for name, t in terms.items()}

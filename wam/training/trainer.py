@@ -14,11 +14,11 @@ from wam.config import FinetuneConfig, ModelConfig, ObjectiveConfig, OptimizerCo
 from wam.models.joint_dit import JointDiT
 from wam.pretrained.imported import load_trunk
 from wam.pretrained.mapping import flatten
-from wam.tokenizers.patch_pca import PatchPCA
+from wam.tokenizers.video import VideoTokenizer
 from wam.training import sharding
 from wam.training.finetune import check_imported, divide, frozen_paths, started
 from wam.training.optimizer import make_optimizer
-from wam.training.state import Apply, TrainState, build, count, init_state, logical_axes, split
+from wam.training.state import Apply, Fixed, TrainState, build, count, init_state, logical_axes, split
 from wam.training.step import Metrics, make_eval_step, make_train_step
 
 
@@ -41,7 +41,7 @@ class Trainer:
     """
 
     def __init__(self, model: ModelConfig, objective: ObjectiveConfig, optimizer: OptimizerConfig,
-                 tokenizer: PatchPCA | None, mesh: Mesh, *, batch_size: int, sources: int, accumulate: int = 1,
+                 tokenizer: VideoTokenizer | None, mesh: Mesh, *, batch_size: int, sources: int, accumulate: int = 1,
                  prepare: Callable[[JointDiT], None] | None = None,
                  finetune: FinetuneConfig | None = None):  # fmt: skip
         sharding.check_mesh(mesh.shape, model, batch_size, accumulate)
@@ -54,20 +54,19 @@ class Trainer:
         self._frozen_paths = frozen_paths(finetune, self._shapes)
         self._placed = sharding.param_shardings(logical_axes(model, finetune.lora), shapes, mesh)
         params, self._frozen_shardings = divide(self._placed, self._frozen_paths)
-        self.frozen: Any = {}
         self.shardings = sharding.state_shardings(params, self._transform, mesh)
         self.rows = sharding.batch_sharding(mesh)
         everywhere = NamedSharding(mesh, PartitionSpec())
-        step = make_train_step(self.apply, tokenizer, objective, optimizer, sources=sources, accumulate=accumulate,
+        self.fixed = Fixed({}, jax.device_put(tokenizer, everywhere))
+        fixed: Any = Fixed(self._frozen_shardings, everywhere)  # type: ignore[arg-type]  # shardings of what is fixed
+        step = make_train_step(self.apply, objective, optimizer, sources=sources, accumulate=accumulate,
                                learning_rates=finetune.learning_rates)  # fmt: skip
         self._step = jax.jit(
-            step, donate_argnums=0, in_shardings=(self.shardings, self.rows, self._frozen_shardings),
+            step, donate_argnums=0, in_shardings=(self.shardings, self.rows, fixed),
             out_shardings=(self.shardings, everywhere),
         )  # fmt: skip
-        evaluate = make_eval_step(self.apply, tokenizer, objective, seed=0, sources=sources)
-        self._evaluate = jax.jit(
-            evaluate, in_shardings=(params, self.rows, self.rows, self._frozen_shardings), out_shardings=everywhere
-        )
+        evaluate = make_eval_step(self.apply, objective, seed=0, sources=sources)
+        self._evaluate = jax.jit(evaluate, in_shardings=(params, self.rows, self.rows, fixed), out_shardings=everywhere)
 
     def _fresh(self, seed: int) -> tuple[Apply, Any]:
         model = build(self.model, self.finetune.lora, seed)
@@ -89,7 +88,7 @@ class Trainer:
         return Apply(found[0], constants), shapes
 
     def init(self, *, steps: int, seed: int) -> TrainState:
-        """The state before step 0 of a run of `steps` steps. What does not train is put into `self.frozen`.
+        """The state before step 0 of a run of `steps` steps. What does not train is put into `self.fixed`.
 
         Raises:
           FileNotFoundError, ValueError: the imported trunk is missing, or does not fit the model.
@@ -101,7 +100,8 @@ class Trainer:
         with jax.set_mesh(self.mesh):
             start = jax.jit(lambda given: self._initial(given, steps=steps, seed=seed), donate_argnums=0,
                             out_shardings=(self.shardings, self._frozen_shardings))  # fmt: skip
-            state, self.frozen = start(given)
+            state, frozen = start(given)
+        self.fixed = self.fixed._replace(frozen=frozen)
         return state
 
     def _initial(self, given: dict[str, Array], *, steps: int, seed: int) -> tuple[TrainState, Any]:
@@ -112,19 +112,19 @@ class Trainer:
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One training step on a placed batch; `state` is donated."""
         with jax.set_mesh(self.mesh):
-            return self._step(state, batch, self.frozen)
+            return self._step(state, batch, self.fixed)
 
     def evaluate(self, ema: Any, batch: Batch, is_valid: Array) -> Metrics:
         """Losses of a placed batch with fixed noise; rows that are not valid do not count."""
         with jax.set_mesh(self.mesh):
-            return self._evaluate(ema, batch, is_valid, self.frozen)
+            return self._evaluate(ema, batch, is_valid, self.fixed)
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
         """The training step before compilation, for batches shaped like `batch`: to look at its cost and memory."""
         state, frozen = jax.eval_shape(lambda: self._initial({}, steps=1, seed=0))
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
         with jax.set_mesh(self.mesh):
-            return self._step.lower(state, batch, frozen)
+            return self._step.lower(state, batch, self.fixed._replace(frozen=frozen))
 
     def place(self, rows: Any) -> Any:
         """This process's rows of a batch (or of a mask) -> global arrays."""
