@@ -16,7 +16,7 @@ actions are learned from the draws that share the context pass, and the state is
 
 Data: two cameras, side by side for the trunk.
 
-Built, planned and its step traced by shape; tuning with an interpolated action expert was run on a small random trunk
+Built, planned and its step traced by shape; tuning with an interpolated action expert was run on a small random trunk,
 on CPUs, in the tests. Not trained here, so no result is claimed.
 """
 
