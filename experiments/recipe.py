@@ -40,6 +40,7 @@ from wam.envs import embodiment_of, env_factory
 from wam.models.joint_dit import JointDiT
 from wam.pretrained.imported import read_provenance
 from wam.pretrained.instructions import text_encoder
+from wam.pretrained.video_tokenizers import wan_tokenizer
 from wam.tokenizers import patch_pca
 from wam.tokenizers.video import VideoTokenizer, from_state
 
@@ -231,6 +232,21 @@ def fit(recipe: Recipe, windows: Mapping[str, Windows], cameras: tuple[str, ...]
         own = [w for w in windows.values() if w.embodiment.name == name]
         lead[name], r2 = fit_lead(own, statistics, action_dim, state_dim)
         lead_r2[name] = np.asarray(r2).mean(0).tolist()
+    tokenizer = (
+        wan_tokenizer(recipe.tokenizer, _image_size(windows))
+        if recipe.tokenizer.path
+        else _fit_pca(recipe, windows, cameras)
+    )
+    hashes = {name: source.store.hash for name, source in windows.items()}
+    return Fitted(statistics, tokenizer, lead, lead_r2, cameras, ("none", *names), hashes)
+
+
+def _image_size(windows: Mapping[str, Windows]) -> tuple[int, int]:
+    height, width = next(iter(windows.values()))[0]["frames"].shape[-3:-1]
+    return height, width
+
+
+def _fit_pca(recipe: Recipe, windows: Mapping[str, Windows], cameras: tuple[str, ...]) -> PatchPCA:
     r = recipe.tokenizer.frames_per_latent
     clips, camera = [], []
     per_source = max(1, recipe.tokenizer.fit_frames // ((1 + r) * len(windows)))
@@ -242,10 +258,8 @@ def fit(recipe: Recipe, windows: Mapping[str, Windows], cameras: tuple[str, ...]
                 camera.append(window["camera"][view])
     # A window has several views: an even share of them keeps the number of frames as asked.
     chosen = np.linspace(0, len(clips) - 1, min(len(clips), recipe.tokenizer.fit_frames // (1 + r))).astype(int)
-    tokenizer = patch_pca.fit(recipe.tokenizer, np.stack([clips[i] for i in chosen]),
-                              np.array([camera[i] for i in chosen]), len(cameras))  # fmt: skip
-    hashes = {name: source.store.hash for name, source in windows.items()}
-    return Fitted(statistics, tokenizer, lead, lead_r2, cameras, ("none", *names), hashes)
+    return patch_pca.fit(recipe.tokenizer, np.stack([clips[i] for i in chosen]),
+                         np.array([camera[i] for i in chosen]), len(cameras))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

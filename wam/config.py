@@ -189,14 +189,28 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """`PatchPCA`: patch size in pixels, r frames a group, components kept, and how much variance the targets keep."""
+    """From pixels to latents: `PatchPCA` is fitted on the data, an autoencoder comes from imported weights."""
 
+    kind: str = "patch_pca"
+    """`patch_pca`, or `wan_vae`: the frozen autoencoder of Wan, whose `patch`, r and `channels` the others must be."""
+    path: str = ""
+    """Of the autoencoder: a directory of `tools/import_weights.py`."""
+    dtype: str = "float32"
+    """In which the autoencoder computes."""
     patch: int = 16
+    """Pixels of a token's side."""
     frames_per_latent: int = 1
     channels: int = 128
     power: float = 0.5
     """Latent component c is scaled by sd_c^-power; the observed context is whitened fully (power 1)."""
     fit_frames: int = 4000
+
+    def __post_init__(self):
+        for name, allowed in (("kind", ("patch_pca", "wan_vae")), ("dtype", ("float32", "bfloat16"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"tokenizer.{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}")
+        if (self.kind == "wan_vae") != bool(self.path):
+            raise ValueError("tokenizer.path belongs to tokenizer.kind 'wan_vae', which needs one")
 
 
 @dataclasses.dataclass(frozen=True)

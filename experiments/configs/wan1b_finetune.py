@@ -47,8 +47,11 @@ def wan(config: ConfigDict, release: str) -> ConfigDict:
     """The recipe with a released trunk as its video expert, and latents and text as that trunk knows them."""
     trunk = RELEASED[release]
     side = 32 if trunk.out_channels == 48 else 16  # pixels of a token: a patch of 2 x 2 cells of 8 or 16
-    config.tokenizer.update(patch=side, frames_per_latent=4, channels=trunk.patch * trunk.out_channels)
-    config.text.update(tokens=512, dim=trunk.text_dim)
+    config.tokenizer.update(
+        kind="wan_vae", path=f"weights/{'wan2.2' if side == 32 else 'wan2.1'}-vae", dtype="bfloat16",
+        patch=side, frames_per_latent=4, channels=trunk.patch * trunk.out_channels,
+    )  # fmt: skip
+    config.text.update(kind="pretrained", path="weights/umt5-xxl", dtype="bfloat16", tokens=512, dim=trunk.text_dim)
     config.model.update(**SWITCHES, remat="full")
     config.finetune.trunk = f"weights/{release}"
     config.optimizer.update(learning_rate=1e-4, warmup_steps=1000, weight_decay=0.01, ema_decay=0.999)

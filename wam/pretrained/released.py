@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -10,11 +11,14 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from wam.encoders.config import TEXT, VISION
 from wam.models.joint_dit import create
-from wam.pretrained import wan_trunk
+from wam.pretrained import encoder_files, wan_trunk, wan_vae
 from wam.pretrained.loading import Shapes
 from wam.pretrained.mapping import Entry, flatten
 from wam.pretrained.tensor_files import TensorFiles
+from wam.tokenizers import wan_tokenizer
+from wam.tokenizers.wan_vae_config import WAN_VAES, WanVAEConfig
 from wam.training.state import split
 
 
@@ -65,6 +69,25 @@ def _trunk(expected: wan_trunk.WanConfig | None, source: Path, tensors: TensorFi
     )
 
 
+def _video_tokenizer(release: str, source: Path, tensors: TensorFiles) -> Model:
+    expected = WanVAEConfig(**WAN_VAES[release])
+    found = read_config(source)
+    if found is not None and found.get("_class_name") == "AutoencoderKLWan":
+        config = dataclasses.asdict(wan_vae.config_from_diffusers(found))
+        for name, value in dataclasses.asdict(expected).items():
+            if config[name] != value:
+                raise ValueError(f"config.json means {name} {config[name]!r}; the release asked for has {value!r}")
+    original = "quant_conv.weight" not in tensors.info
+    shapes = {path: tuple(x.shape) for path, x in flatten(wan_tokenizer.shapes(expected)).items()}
+    return Model({"video_tokenizer": "wan_vae", **dataclasses.asdict(expected)},
+                 wan_vae.entries(expected, original=original), shapes)  # fmt: skip
+
+
+def _encoder(modality: str, expected: Any, source: Path, tensors: TensorFiles) -> Model:
+    found = encoder_files.find(source, modality, expected=expected, tensors=tensors)
+    return Model(encoder_files.to_json(found.config), found.entries, encoder_files.shapes_of(found.config))
+
+
 def _dreamzero(source: Path, tensors: TensorFiles) -> Model:  # noqa: ARG001
     """Refuses: DreamZero's state tokens stand at the sigma of the actions, and so cannot be kept as ours are."""
     raise ValueError(
@@ -77,6 +100,13 @@ def _dreamzero(source: Path, tensors: TensorFiles) -> Model:  # noqa: ARG001
 KINDS: Mapping[str, Callable[[Path, TensorFiles], Model]] = {
     "wan": functools.partial(_trunk, None),
     **{name: functools.partial(_trunk, config) for name, config in wan_trunk.RELEASED.items()},
+    **{f"{name}-vae": functools.partial(_video_tokenizer, name) for name in WAN_VAES},
+    **{name: functools.partial(_encoder, "text", config) for name, config in TEXT.items()},
+    **{name: functools.partial(_encoder, "vision", config) for name, config in VISION.items()},
+    **{
+        name: functools.partial(_encoder, name.removesuffix("-encoder"), None)
+        for name in ("text-encoder", "vision-encoder")
+    },
     "dreamzero": _dreamzero,
 }
-"""Name -> what reads a source of that kind. `wan` takes the size from config.json."""
+"""Name -> what reads a source of that kind. `wan`, `text-encoder`, `vision-encoder` take the size from config.json."""
