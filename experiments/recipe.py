@@ -246,7 +246,7 @@ def _image_size(windows: Mapping[str, Windows]) -> tuple[int, int]:
     return height, width
 
 
-def _fit_pca(recipe: Recipe, windows: Mapping[str, Windows], cameras: tuple[str, ...]) -> PatchPCA:
+def _fit_pca(recipe: Recipe, windows: Mapping[str, Windows], cameras: tuple[str, ...]) -> patch_pca.PatchPCA:
     r = recipe.tokenizer.frames_per_latent
     clips, camera = [], []
     per_source = max(1, recipe.tokenizer.fit_frames // ((1 + r) * len(windows)))
