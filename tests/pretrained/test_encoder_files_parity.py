@@ -10,6 +10,7 @@ from wam.encoders.text import TextTransformer
 from wam.encoders.transformer import structure
 from wam.encoders.vit import MaskedPredictor, ViT
 from wam.pretrained import encoder_files
+from wam.pretrained.imported import import_model
 
 LIMIT = 1e-4
 SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
@@ -44,6 +45,9 @@ def test_text_and_images_of_one_file_parity(tmp_path, family):
     (_, text_model), (_, image_model) = opened(tmp_path, "text", TextTransformer), opened(tmp_path, "vision", ViT)
     ours = {"text": text_model(jnp.asarray(ids)).pooled, "vision": image_model(x).pooled}
     error = worst({name: (ours[name], theirs[name]) for name in theirs})
+    import_model(family, tmp_path, tmp_path / "imported")  # the encoder of images alone
+    _, imported = opened(tmp_path / "imported", "vision", ViT)
+    np.testing.assert_array_equal(imported(x).pooled, ours["vision"])
     print(f"parity {family}, both encoders of one file: max abs error {error:.1e}")
     assert error <= LIMIT
 
@@ -64,6 +68,9 @@ def test_encoder_and_predictor_of_one_file_parity(tmp_path):
     own, encoder = opened(tmp_path, "vision", ViT)
     _, predictor = opened(tmp_path, "predictor", MaskedPredictor)
     tokens, every = encoder(x).tokens, jnp.tile(jnp.arange(8), (2, 1))
+    import_model("vjepa2-predictor", tmp_path, tmp_path / "imported")
+    _, imported = opened(tmp_path / "imported", "predictor", MaskedPredictor)
+    np.testing.assert_array_equal(imported(tokens, every, every, own.grid), predictor(tokens, every, every, own.grid))
     pairs = {
         "tokens": (tokens, theirs.last_hidden_state),
         "predicted": (predictor(tokens, every, every, own.grid), theirs.predictor_output.last_hidden_state),

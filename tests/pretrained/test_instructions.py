@@ -12,6 +12,7 @@ from flax import nnx
 from tests.encoders.tiny_tokenizers import HARD, SENTENCES, train_json
 from tests.pretrained import tiny_encoders
 from tests.pretrained.tiny_encoders import CONFIG, WIDTH, write_umt5
+from tools import import_weights
 from wam.config import TextConfig
 from wam.encoders.config import TEXT
 from wam.encoders.text import TextTransformer
@@ -187,21 +188,19 @@ def test_the_default_needs_no_files_and_keeps_its_name():
     assert encode.name == "hashed_ngrams-1 TextConfig(tokens=4, dim=32, ngram=(3, 5))"
 
 
-def test_imported_weights_are_the_same_encoder(config, released, tmp_path):
-    """Under our names, with a provenance, as `tools/import_weights.py` writes them."""
-    from wam.pretrained.loading import to_own
-    from wam.pretrained.writing import write_tensors
-
-    found = encoder_files.find(released, "text")
+def test_imported_weights_are_the_same_encoder(config, released, tmp_path, capsys):
+    """Under our names, with a provenance that carries the digests: nothing has to be hashed again."""
     out = tmp_path / "imported"
-    out.mkdir()
-    write_tensors(out, "weights", to_own(found.entries, found.tensors))
-    provenance = {"kind": "umt5", "config": encoder_files.to_json(found.config), "files": encoder_files.digests(found)}
-    (out / "provenance.json").write_text(json.dumps(provenance))
+    import_weights.main(["--from", "t5", "--src", str(released), "--out", str(out)])
+    assert "encoder.block.1.layer.1.DenseReluDense.wi_0.weight" in capsys.readouterr().out
     imported = dataclasses.replace(config, path=str(out), tokenizer=str(released), cache=str(tmp_path / "own"))
     (a, used), (b, again) = text_encoder(config), text_encoder(imported)
     assert (a.name, used.weights) == (b.name, again.weights)
     np.testing.assert_array_equal(a("open the drawer")[0], b("open the drawer")[0])
+    provenance = json.loads((out / "provenance.json").read_text())
     (out / "provenance.json").write_text(json.dumps(provenance | {"config": {"_class_name": "Wan"}}))
-    with pytest.raises(ValueError, match="holds imported weights of 'umt5', which is no encoder"):
+    with pytest.raises(ValueError, match="holds imported weights of 't5', which is no encoder"):
         text_encoder(imported)
+    with pytest.raises(SystemExit, match=r"has width 24; the release asked for has 4096"):
+        import_weights.main(["--from", "umt5-xxl", "--src", str(released), "--out", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()

@@ -16,7 +16,7 @@ from wam.tokenizers.wan_vae_config import WAN_VAES
 
 def test_a_text_encoder_is_imported_and_found_again(tmp_path):
     source = write_umt5(tmp_path / "encoder")
-    import_weights.main(["--from", "text-encoder", "--src", str(source), "--out", str(tmp_path / "out")])
+    import_weights.main(["--from", "t5", "--src", str(source), "--out", str(tmp_path / "out")])
     found, wanted = (encoder_files.find(path, "text") for path in (tmp_path / "out", source))
     assert found.config == wanted.config
     ours, theirs = (flatten(encoder_files.load(encoder)) for encoder in (found, wanted))

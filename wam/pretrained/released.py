@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from wam.encoders.config import TEXT, VISION
+from wam.encoders.config import TEXT
 from wam.models.joint_dit import create
 from wam.pretrained import encoder_files, wan_trunk, wan_vae
 from wam.pretrained.loading import Shapes
@@ -97,16 +97,15 @@ def _dreamzero(source: Path, tensors: TensorFiles) -> Model:  # noqa: ARG001
     )
 
 
+_T5 = ("umt5-xxl", "t5-xxl")
 KINDS: Mapping[str, Callable[[Path, TensorFiles], Model]] = {
     "wan": functools.partial(_trunk, None),
     **{name: functools.partial(_trunk, config) for name, config in wan_trunk.RELEASED.items()},
     **{f"{name}-vae": functools.partial(_video_tokenizer, name) for name in WAN_VAES},
-    **{name: functools.partial(_encoder, "text", config) for name, config in TEXT.items()},
-    **{name: functools.partial(_encoder, "vision", config) for name, config in VISION.items()},
-    **{
-        name: functools.partial(_encoder, name.removesuffix("-encoder"), None)
-        for name in ("text-encoder", "vision-encoder")
-    },
+    **{name: functools.partial(_encoder, "text", TEXT[name]) for name in _T5},
+    **{name: functools.partial(_encoder, "text", None) for name in ("t5", "clip-text")},
+    **{name: functools.partial(_encoder, "vision", None) for name in ("clip", "siglip", "dinov2", "vjepa2", "vit-mae")},
+    "vjepa2-predictor": functools.partial(_encoder, "predictor", None),
     "dreamzero": _dreamzero,
 }
-"""Name -> what reads a source of that kind. `wan`, `text-encoder`, `vision-encoder` take the size from config.json."""
+"""Name -> what reads a source of that kind. Names without a size take it from config.json."""
