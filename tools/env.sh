@@ -13,7 +13,7 @@ export MALLOC_ARENA_MAX="${MALLOC_ARENA_MAX:-1}"
 
 # Before version 0.12, jaxlib can go back to its older code generator for CPUs: the demo's step takes a sixth less time and
 # half the memory, and without optimisation (as in tests) it compiles three times faster.
-if compgen -G "$wam_root/${WAM_VENV:-.venv}/lib/python*/site-packages/jaxlib-0.1[01].*" >/dev/null; then
+if (cd "$wam_root" && compgen -G "${WAM_VENV:-.venv}/lib/python*/site-packages/jaxlib-0.1[01].*") >/dev/null; then
   export XLA_FLAGS="${XLA_FLAGS:---xla_cpu_use_fusion_emitters=false}"
 fi
 
