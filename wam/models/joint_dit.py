@@ -321,8 +321,11 @@ class JointDiT(nnx.Module):
     def _encode_actions(self, action: Array, sigma: Array, given: Given) -> Array:
         """[B, ..., K, A] with sigma [B, ..., 1 or Ka] -> [B, ..., Ka, D]."""
         tokens = rearrange(action, "B ... (Ka k) A -> B ... Ka (k A)", k=self.config.steps_per_token)
-        level = (sigma,) if self.config.codecs == "mlp" else ()
-        x = self.action_in(tokens, *level, self._codec(given.observation))
+        codec = self._codec(given.observation)
+        if isinstance(self.action_in, TimedEmbodimentMLP):
+            x = self.action_in(tokens, sigma, codec)
+        else:
+            x = self.action_in(tokens, codec)
         return x if self.action_embedding is None else x + self.action_embedding[...][0].astype(x.dtype)
 
     def _action_tokens(self, x: Array, sigma_BG: Array, given: Given, known: Array | None = None) -> Stream:
