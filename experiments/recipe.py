@@ -116,8 +116,9 @@ class Recipe:
             "latent_rate": float((len(seconds) - 1) / r / seconds[-1]),
             "chunks": data.get("chunks", 1),
             "action_horizon": data.get("action_horizon", 16),
-            "action_dim": action_dim,
-            "state_dim": state_dim,
+            # A pretrained action head may have room for more than the data needs.
+            "action_dim": max(action_dim, data.get("action_dim", 0)),
+            "state_dim": max(state_dim, data.get("state_dim", 0)),
             "embodiments": embodiments,
             "text_dim": self.text.dim,
         }

@@ -4,7 +4,8 @@
     python -m tools.export_weights --from runs/wan1b --out exported --dtype bfloat16
 
 A run must have begun from an imported trunk; its EMA weights are written, adapters merged. `--dtype source` gives each
-tensor the dtype it had in the release: imported weights then come out bit for bit, trained ones are rounded.
+tensor the dtype it had in the release: imported weights then come out bit for bit, trained ones are rounded. What was
+imported from DreamZero comes out under its own names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from wam.config import FinetuneConfig, build
-from wam.pretrained import imported, wan_trunk
+from wam.pretrained import imported
 from wam.pretrained.mapping import flatten
 from wam.pretrained.tensor_files import TensorFiles
 
@@ -57,11 +58,11 @@ def main(argv: list[str]) -> None:
     try:
         trunk, params = weights_of(args.source)
         config = imported.trunk_config(trunk)
-        dtypes = DTYPES[args.dtype] or imported.source_dtypes(trunk, wan_trunk.entries(config))
+        dtypes = DTYPES[args.dtype] or imported.source_dtypes(trunk, imported.trunk_entries(config))
         imported.export_trunk(config, params, args.out, dtypes)
     except (ValueError, OSError) as error:
         sys.exit(f"export_weights: {error}")
-    print(f"export_weights: {len(wan_trunk.entries(config))} tensors into {args.out}")
+    print(f"export_weights: {len(imported.trunk_entries(config))} tensors into {args.out}")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ def main(argv: list[str]) -> None:
     print(table(rows))
     count = sum(math.prod(row.shape) for row in rows)
     print(f"import_weights: {len(rows)} tensors, {count:,} parameters, into {args.out}")
+    if left_out := imported.read_provenance(args.out)["left_out"]:
+        parts = ", ".join(sorted({".".join(name.split(".")[:2]) for name in left_out}))
+        print(f"import_weights: {len(left_out)} tensors left out, of {parts}: frozen there, import them by themselves")
 
 
 if __name__ == "__main__":

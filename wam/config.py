@@ -102,6 +102,17 @@ class ModelConfig:
     """`learned`: embeddings of view, patch and frame beside the rotary positions; `rotary`: none, and the views stand
     side by side in the rotary columns, as if tiled on one canvas (Wan, DreamZero)."""
 
+    codecs: str = "linear"
+    """What encodes states and actions and decodes actions: `linear` maps, or `mlp` (DreamZero, see `registers`)."""
+    code_width: int = 1024
+    """Between the two layers of the state encoder, and of the action decoder, of `mlp`."""
+    shared_codecs: bool = False
+    """All embodiments share one set of them (as in DreamZero's releases); otherwise each has its own."""
+    action_places: str = "time"
+    """Of state and action tokens: `time`, on the video's axis; `count`, each kind on an axis of its own (DreamZero)."""
+    state_sigma: str = "clean"
+    """`clean`: the state is observed; `action`: it has the sigma of its chunk's actions (DreamZero)."""
+
     lead_width: int = 128
     """Width of the frame-aligned action path (forward dynamics); 0 removes the path."""
     lead_fourier: int = 64
@@ -122,16 +133,12 @@ class ModelConfig:
 
     def __post_init__(self):
         choices = {
-            "topology": ("dual", "shared"),
-            "video_prediction": ("x", "velocity"),
-            "text_input": ("linear", "mlp"),
-            "text_padding": ("masked", "zeros"),
-            "video_input": ("apart", "one"),
-            "places": ("learned", "rotary"),
-            "attention": ("xla", "chunked", "cudnn"),
-            "remat": ("none", "full", "dots"),
+            "topology": ("dual", "shared"), "video_prediction": ("x", "velocity"), "text_input": ("linear", "mlp"),
+            "text_padding": ("masked", "zeros"), "video_input": ("apart", "one"), "places": ("learned", "rotary"),
+            "codecs": ("linear", "mlp"), "action_places": ("time", "count"), "state_sigma": ("clean", "action"),
+            "attention": ("xla", "chunked", "cudnn"), "remat": ("none", "full", "dots"),
             "dtype": ("float32", "bfloat16"),
-        }
+        }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}")

@@ -11,7 +11,9 @@
 
 The text-to-video trunk: what is observed stands in the context. `wan14b_dreamzero.py:i2v` has the image-to-video trunk
 that DreamZero starts from. It wants a `guide` (mask and latents of the first frame) and an `image` (tokens of CLIP) in
-every batch, which the stores do not hold yet, so that variant is built and planned only.
+every batch, which the stores do not hold yet, so that variant is built and planned only. So is
+`wan14b_dreamzero.py:released`, which does all else as DreamZero does (see `wan5b_dreamzero`) and starts from one of its
+checkpoints, in weights/dreamzero-14b.
 
 Built, planned and its step traced by shape. Not trained here, so no result is claimed.
 """
@@ -21,7 +23,7 @@ from ml_collections import ConfigDict
 from experiments.configs import wan1b_finetune, wan5b_dreamzero, wan14b
 from wam.pretrained.wan_trunk import RELEASED
 
-VARIANTS = ("i2v",)
+VARIANTS = ("i2v", "released")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -33,5 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     fields = RELEASED[release].model_fields()
     config.model.update(action_width=5120, action_mlp=13824, guide_channels=fields["guide_channels"],
                         image_dim=fields["image_dim"])  # fmt: skip
+    if variant == "released":
+        wan5b_dreamzero.released(config, "dreamzero-14b")
     config.mesh.update(data=-1, fsdp=32)
     return config

@@ -12,6 +12,9 @@
 As there: one transformer for all tokens, tuned whole; video and actions share sigma, shifted by 5, and see each other;
 every control step is a token; 48 actions a chunk; both losses weigh one; batches of 128. As here, and not there: the
 state stands at sigma 0, actions at fractional times of the video's axis, and linear maps encode and decode them.
+`wan5b_dreamzero.py:released` does as there, with room for 32 action and 64 state dimensions and one set of encoders for
+all robots, and starts from a checkpoint of DreamZero (tools.import_weights --from dreamzero-5b --out
+weights/dreamzero-5b). It wants an `image` (tokens of CLIP) in every batch, which the stores do not hold yet.
 
 Data: two cameras, side by side for the trunk; 13 frames at 20 Hz, that is four latent frames.
 
@@ -21,12 +24,19 @@ Built, planned and its step traced by shape. Not trained here, so no result is c
 from ml_collections import ConfigDict
 
 from experiments.configs import wan1b_finetune, wan5b
+from wam.pretrained.dreamzero import RELEASED, SWITCHES
+
+VARIANTS = ("released",)
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in ("", *VARIANTS):
+        raise ValueError(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}")
     config = wan1b_finetune.wan(wan5b.get_config(), "wan2.2-5b")
     dreamzero(config)
     config.model.update(action_width=3072, action_mlp=14336)
+    if variant == "released":
+        released(config, "dreamzero-5b")
     config.mesh.update(data=-1, fsdp=32)
     return config
 
@@ -45,3 +55,13 @@ def dreamzero(config: ConfigDict) -> None:
     )
     config.optimizer.update(learning_rate=1e-5)
     config.train.update(steps=100_000, batch_size=128, accumulate=1)
+
+
+def released(config: ConfigDict, name: str) -> None:
+    """What a checkpoint of DreamZero has beyond `dreamzero`."""
+    checkpoint = RELEASED[name]
+    config.data.update(action_dim=checkpoint.action_dim, state_dim=checkpoint.state_dim)
+    fields = checkpoint.model_fields()
+    sizes = ("code_width", "shared_codecs", "guide_channels", "image_dim")
+    config.model.update(**SWITCHES, **{size: fields[size] for size in sizes})
+    config.finetune.trunk = f"weights/{name}"

@@ -16,12 +16,14 @@ from experiments.recipe import Recipe
 from wam.batch import fake_batch
 from wam.config import ObjectiveConfig, build
 from wam.models.joint_dit import create
+from wam.pretrained import dreamzero, released
 from wam.pretrained.mapping import flatten
 from wam.tokenizers.patch_pca import PatchPCA
 from wam.training import finetune, memory, optimizer, state, step
 
 RECIPES = sorted(p.stem for p in pathlib.Path("experiments/configs").glob("*.py") if p.stem != "__init__")
-VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "wan1b_finetune:lora", "wan14b_dreamzero:i2v"]
+VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "wan1b_finetune:lora", "wan14b_dreamzero:i2v",
+            "wan5b_dreamzero:released", "wan14b_dreamzero:released"]  # fmt: skip
 PARAMETERS = {
     "debug": (4e4, 1e5),
     "demo": (1e6, 4e6),
@@ -32,7 +34,7 @@ PARAMETERS = {
     "wan5b": (5.9e9, 6.3e9),
     "wan14b": (1.6e10, 1.7e10),
     "wan1b_finetune": (1.6e9, 1.8e9),
-    "wan5b_dreamzero": (4.9e9, 5.2e9),
+    "wan5b_dreamzero": (4.9e9, 5.7e9),
     "wan14b_dreamzero": (1.4e10, 1.66e10),
     "fast_wam": (5.9e9, 6.3e9),
 }
@@ -93,6 +95,17 @@ def test_recipe_builds_by_shape(recipe_name):
         assert trained == counts
     if name in VIDEO_EXPERT:
         assert counts["video"] == pytest.approx(VIDEO_EXPERT[name], rel=0.03)
+
+
+@pytest.mark.parametrize("size", ["5b", "14b"])
+def test_a_checkpoint_of_dreamzero_fits_its_recipe(size):
+    config = importlib.import_module(f"experiments.configs.wan{size}_dreamzero").get_config("released")
+    recipe = Recipe.of(config)
+    release = dreamzero.RELEASED[f"dreamzero-{size}"]
+    assert recipe.finetune.trunk == f"weights/dreamzero-{size}"
+    params = jax.eval_shape(lambda: state.split(create(recipe.by_shape()[0]))[1])
+    own = {path: x.shape for path, x in flatten(params).items() if path.startswith(release.fills)}
+    assert own == released.trunk_shapes(release)
 
 
 @pytest.mark.requires_sim

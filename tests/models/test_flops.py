@@ -11,6 +11,7 @@ from wam.config import NAMED_SIZES, ModelConfig, ObjectiveConfig
 from wam.diffusion import losses, modes
 from wam.models.flops import attention_pairs, forward_flops, stream_tokens, tokens_per_sample, train_step_flops
 from wam.models.joint_dit import create
+from wam.pretrained import dreamzero
 from wam.pretrained.wan_trunk import SWITCHES
 from wam.training import state
 
@@ -33,6 +34,8 @@ CASES = {
     "no paths": ({"lead_width": 0, "inverse_width": 0}, {}),
     "wan": ({**SWITCHES, "guide_channels": 8, "image_dim": 48, "image_tokens": 9}, {}),
     "wan, shared": ({**SWITCHES, **SHARED, "image_dim": 48, "image_tokens": 9}, {}),
+    "dreamzero": ({**SWITCHES, **SHARED, **dreamzero.SWITCHES, "code_width": 128}, {"policy_draws": 0}),
+    "dreamzero, dual": ({**dreamzero.SWITCHES, "topology": "dual", "code_width": 128}, {"policy_draws": 0}),
 }
 
 

@@ -126,7 +126,9 @@ def test_a_damaged_release_is_refused(tmp_path, damage, said):
 def test_what_is_asked_for_must_be_there_and_nothing_is_overwritten(tmp_path, monkeypatch):
     source, out = release(tmp_path / "release"), tmp_path / "out"
     assert "config.json has num_attention_heads 2; the release asked for has 12" in refused(source, out, "wan2.1-1.3b")
-    assert "import the Wan release that it starts from" in refused(source, out, "dreamzero")
+    assert "has no config.json with action_head_cfg.config.diffusion_model_cfg.num_heads" in refused(
+        source, out, "dreamzero"
+    )
     assert "there is no nowhere" in refused("nowhere", out)
     assert "is no file of tensors" in refused(source / "config.json", out)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

@@ -108,7 +108,8 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
     layers, before_last, inner = config.depth, config.depth - 1, config.heads * config.head_dim
     M, f, r, C = config.chunks, config.frames_per_chunk, config.frames_per_latent, config.latent_channels
     A, S, k = config.action_dim, config.state_dim, config.steps_per_token
-    Dv, Da = config.video_width, config.action_width
+    Dv, Da, hidden = config.video_width, config.action_width, config.code_width
+    mlp = config.codecs == "mlp"
     noisy_actions = tokens.action + tokens.draw
 
     def after_attention(width: int, mlp: int) -> int:
@@ -122,10 +123,13 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
     history = tokens.history * (_product(frame, Dv) + layers * keys_and_values)
     history += before_last * tokens.history * (layer(Dv, config.video_mlp) - keys_and_values)
     # A state token attends to itself alone, so it needs no query.
-    history += M * (_product(S, Da) + layers * 2 * _product(Da, inner))
+    state_in = _product(S, hidden) + _product(hidden, Da) if mlp else _product(S, Da)
+    history += M * (state_in + layers * 2 * _product(Da, inner))
     history += before_last * M * after_attention(Da, config.action_mlp)
     video = tokens.video * (_product(frame + C if apart else frame, Dv) + layers * layer(Dv, config.video_mlp))
-    action = noisy_actions * (_product(k * A, Da) + layers * layer(Da, config.action_mlp))
+    action_in = _product(k * A, Da) + (_product(2 * Da, Da) + _product(Da, Da) if mlp else 0)
+    action = noisy_actions * (action_in + layers * layer(Da, config.action_mlp))
+    action_out = _product(Da, hidden) + _product(hidden, k * A) if mlp else _product(Da, k * A)
     attended = before_last * pairs["history"] + layers * (pairs["video"] + pairs["action"] + pairs["draw"])
     widths = (Dv,) if config.topology == "shared" else (Dv, Da)
 
@@ -160,7 +164,8 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
     def embedder(width: int) -> int:
         return _product(config.time_width, width) + _product(width, width) + _product(width, 6 * width)
 
-    modulation = sum(map(embedder, widths))
+    # Of sigma 0, by each expert that observes. A state at the sigma of the actions shares theirs.
+    modulation = sum(map(embedder, widths if config.state_sigma == "clean" else (Dv,)))
     if config.pooled_text:
         modulation += _product(text_tokens, config.text_dim) + sum(_product(config.text_dim, D) for D in widths)
     modulation += (M * f * embedder(Dv) if tokens.video else 0) + noisy_actions // config.action_tokens * embedder(Da)
@@ -171,7 +176,7 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
         attention=2 * attended * _product(inner, 1),
         text=text,
         paths=paths,
-        heads=tokens.video * _product(Dv, C) + noisy_actions * _product(Da, k * A),
+        heads=tokens.video * _product(Dv, C) + noisy_actions * action_out,
         modulation=modulation,
     )
 

@@ -5,6 +5,7 @@ by one attention per layer (`trunk.through_layers`). There are two kinds of stre
 
 1. `context`: the observed frames and the state, which never see a noisy token. Computed once per observation.
 2. `denoise`: noisy video, noisy actions and further noise draws of the actions, given the context's keys and values.
+   The state is among them where it has the sigma of the actions (`state_sigma`).
 
 Inference runs them one after the other; training calls the model, which takes all streams through the layers at once.
 
@@ -18,6 +19,7 @@ n tokens of a group, D width, N heads, H head dim, K action horizon, A action di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +36,8 @@ from wam.models.conditions import ImageInput, TextInput
 from wam.models.dynamics_paths import Constant, Embodiments, ForwardPath, InversePath, accumulate
 from wam.models.layers import EmbodimentBank, Linear, SigmaEmbedder
 from wam.models.placement import place_tokens
-from wam.models.rotary import frame_positions, rope_angles, step_positions
+from wam.models.registers import EmbodimentMLP, TimedEmbodimentMLP
+from wam.models.rotary import frame_positions, line_angles, rope_angles, step_positions
 from wam.models.streams import Context, Given, LayerKeys, Noisy, Observation, Outputs, Stream
 from wam.models.trunk import experts, through_layers
 
@@ -84,17 +87,26 @@ class JointDiT(nnx.Module):
         self.view_embedding = place(config.cameras, config.patches, Dv)
         self.frame_embedding = place(config.frames_per_chunk, 1, Dv)
         k, A = config.steps_per_token, config.action_dim
-        self.action_in = EmbodimentBank(config.embodiments, k * A, Da, rngs=rngs, dtype=dtype)
-        self.action_embedding = nnx.Param(normal(rngs.params(), (1, config.action_tokens, Da), jnp.float32))
-        self.state_in = EmbodimentBank(config.embodiments, config.state_dim, Da, rngs=rngs, dtype=dtype)
+        E, mlp = 1 if config.shared_codecs else config.embodiments, config.codecs == "mlp"
+
+        def codec(d_in: int, d_out: int, **options: Any) -> EmbodimentBank | EmbodimentMLP:
+            if mlp:
+                return EmbodimentMLP(E, d_in, config.code_width, d_out, rngs=rngs, **options)
+            return EmbodimentBank(E, d_in, d_out, rngs=rngs, **options)
+
+        self.action_in = (TimedEmbodimentMLP if mlp else EmbodimentBank)(E, k * A, Da, rngs=rngs, dtype=dtype)
+        placed = config.action_places == "time"
+        places = nnx.Param(normal(rngs.params(), (1, config.action_tokens, Da), jnp.float32)) if placed else None
+        self.action_embedding = places
+        self.state_in = codec(config.state_dim, Da, dtype=dtype)
         # Not zeros: a norm's derivative at a zero vector is 1 / sqrt(eps), and dropped inputs would blow up gradients.
         null = nnx.with_partitioning(nnx.initializers.normal(1.0), ("embed",))
         self.null_text = nnx.Param(null(rngs.params(), (config.text_dim,), jnp.float32))
         self.null_state = nnx.Param(null(rngs.params(), (Da,), jnp.float32))
         self.null_history = nnx.Param(null(rngs.params(), (Dv,), jnp.float32))
         self.video_head = OutputHead(Dv, C, rngs=rngs)
-        self.action_norm = OutputHead(Da, 0, rngs=rngs)
-        self.action_out = EmbodimentBank(config.embodiments, Da, k * A, rngs=rngs, zero=True)
+        self.action_norm = None if mlp else OutputHead(Da, 0, rngs=rngs)
+        self.action_out = codec(Da, k * A, zero=True)
         self.embodiments = Embodiments(config)
         self.forward_path = ForwardPath(config, rngs=rngs) if config.lead_width else None
         self.inverse_path = InversePath(config, rngs=rngs) if config.inverse_width else None
@@ -126,7 +138,10 @@ class JointDiT(nnx.Module):
     # ---------------------------------------------------------------- observed
 
     def _observed(self, obs: Observation) -> tuple[Given, dict[str, Stream], dict[str, dict[str, Array]]]:
-        """(what is read directly, the streams `history` and `state`, the tokens of text and image by expert)."""
+        """(what is read directly, the streams `history` and `state`, the tokens of text and image by expert).
+
+        Without `state` where that has the sigma of the actions.
+        """
         cfg = self.config
         V, F = obs.latents.shape[1:3]
         text = jnp.where(obs.drop_text[:, None, None], self.null_text[...], obs.text)
@@ -159,22 +174,30 @@ class JointDiT(nnx.Module):
             x = x + self._view(obs.camera, x.dtype)[:, :, None]
         x = place_tokens(rearrange(x, "B V F P D -> B (F V) P D"), patches=True)
         angles = self._frame_angles(self._latent_time(obs.video_time)[:, :F], range(V))
-        history = self._clean("history", given, x, angles)
-
-        x = self.state_in(obs.state * obs.state_mask, obs.embodiment)
-        x = jnp.where(obs.drop_state[:, None, None], self.null_state[...].astype(x.dtype), x)[:, :, None]
-        state = self._clean("state", given, x, self._step_angles(obs.action_time[:, :, :1]))
+        clean = jnp.zeros((x.shape[0], 1, 1))
+        streams = {"history": self._stream("history", given, x, angles, clean)}
+        if cfg.state_sigma == "clean":
+            streams["state"] = self._state_stream(given, clean)
         read = {"text": {name: text_in(text) for name, text_in in self.text_in.items()}}
         if self.image_in is not None:
             assert obs.image is not None, "this trunk attends to an image: the batch has none"
             read["image"] = {self.expert_of["video"]: self.image_in(obs.image)}
-        return given, {"history": history, "state": state}, read
+        return given, streams, read
 
-    def _clean(self, name: str, given: Given, x_BGnD: Array, angles: Array) -> Stream:
-        """A stream whose sigma is 0."""
+    def _state_stream(self, given: Given, sigma_BGn: Array) -> Stream:
+        obs = given.observation
+        x = self.state_in(obs.state * obs.state_mask, self._codec(obs))
+        x = jnp.where(obs.drop_state[:, None, None], self.null_state[...].astype(x.dtype), x)[:, :, None]
+        return self._stream("state", given, x, self._step_angles(obs.action_time[:, :, :1]), sigma_BGn)
+
+    def _stream(self, name: str, given: Given, x_BGnD: Array, angles: Array, sigma_BGn: Array) -> Stream:
         embedder, instruction = self.sigma[self.expert_of[name]], given.instruction[self.expert_of[name]]
-        condition = embedder.condition(jnp.zeros((x_BGnD.shape[0], 1, 1))) + instruction
+        condition = embedder.condition(sigma_BGn) + instruction
         return Stream(x_BGnD, condition, embedder.modulation(condition), angles)
+
+    def _codec(self, obs: Observation) -> Array:
+        """[B]: which of the encoders and decoders of states and actions."""
+        return jnp.zeros_like(obs.embodiment) if self.config.shared_codecs else obs.embodiment
 
     def _frame_angles(self, seconds_BF: Array, views: Sequence[int]) -> Array:
         """Of every frame and, one after the other, the views of it."""
@@ -185,8 +208,12 @@ class JointDiT(nnx.Module):
             positions = positions + jnp.zeros(3).at[2].set(1.0) * columns[:, None, None]
         return rope_angles(positions, cfg.head_dim)
 
-    def _step_angles(self, seconds_BGn: Array) -> Array:
-        return rope_angles(step_positions(seconds_BGn * self.config.latent_rate), self.config.head_dim)
+    def _step_angles(self, seconds_BMn: Array) -> Array:
+        """Of n tokens a chunk, at their times, or at their number among those of all chunks."""
+        if self.config.action_places == "count":
+            number = jnp.arange(math.prod(seconds_BMn.shape[1:]), dtype=jnp.float32).reshape(seconds_BMn.shape[1:])
+            return line_angles(jnp.broadcast_to(number, seconds_BMn.shape), self.config.head_dim)
+        return rope_angles(step_positions(seconds_BMn * self.config.latent_rate), self.config.head_dim)
 
     def _latent_time(self, video_time_BT: Array) -> Array:
         """[B, F] seconds of each latent frame: the first alone, then the last frame of each group of r."""
@@ -200,8 +227,15 @@ class JointDiT(nnx.Module):
     # ------------------------------------------------------------------- noisy
 
     def _noisy(self, given: Given, noisy: Noisy) -> dict[str, Stream]:
-        """The streams `video`, `action` and `draw`, as far as they are present."""
+        """The streams `video`, `action` and `draw`, as far as they are present, and `state` with the actions' sigma."""
         streams = {}
+        if self.config.state_sigma == "action":
+            if noisy.draws is not None:
+                raise ValueError(
+                    "model.state_sigma 'action' gives the state one sigma, which further draws do not have: set "
+                    "objective.policy_draws to 0"
+                )
+            streams["state"] = self._state_stream(given, noisy.sigma_action[..., None])
         if noisy.video is not None:
             streams["video"] = self._video_stream(given, noisy)
         if noisy.action is not None:
@@ -265,29 +299,34 @@ class JointDiT(nnx.Module):
 
     def _action_stream(self, given: Given, noisy: Noisy) -> Stream:
         assert noisy.action is not None
-        x = self._encode_actions(noisy.action * noisy.action_mask, given.observation.embodiment)
+        known, sigma = None, noisy.sigma_action[..., None]
+        if noisy.prefix is not None:
+            known = jnp.arange(self.config.action_tokens) < noisy.prefix[..., None]  # [B, M, Ka]
+            sigma = jnp.where(known, 0.0, sigma)
+        x = self._encode_actions(noisy.action * noisy.action_mask, sigma, given)
         if self.inverse_path is not None and noisy.video is not None:
             read = self.inverse_path.frozen()
             estimate = self.direct_inverse(given, noisy.video, noisy.frame_mask, read) * noisy.action_mask
             gate = noisy.action_sees_video[:, None] * (1 - noisy.sigma_video.max(-1))
             x = x + self.inverse_path(estimate, gate).astype(x.dtype)
-        known = None
-        if noisy.prefix is not None:
-            known = (jnp.arange(x.shape[2]) < noisy.prefix[..., None])[..., None]  # [B, M, Ka, 1]
-        return self._action_tokens(x, noisy.sigma_action, given, known)
+        return self._action_tokens(x, noisy.sigma_action, given, None if known is None else known[..., None])
 
     def _draw_stream(self, given: Given, noisy: Noisy) -> Stream:
         assert noisy.draws is not None
         assert noisy.sigma_draws is not None
-        x = self._encode_actions(noisy.draws * noisy.action_mask[:, :, None], given.observation.embodiment)
+        x = self._encode_actions(noisy.draws * noisy.action_mask[:, :, None], noisy.sigma_draws[..., None], given)
         sigma = rearrange(noisy.sigma_draws, "B M R -> B (M R)")
         return self._action_tokens(rearrange(x, "B M R Ka D -> B (M R) Ka D"), sigma, given)
 
-    def _encode_actions(self, action: Array, embodiment: Array) -> Array:
-        """[B, ..., K, A] -> [B, ..., Ka, D]."""
+    def _encode_actions(self, action: Array, sigma: Array, given: Given) -> Array:
+        """[B, ..., K, A] with sigma [B, ..., 1 or Ka] -> [B, ..., Ka, D]."""
         tokens = rearrange(action, "B ... (Ka k) A -> B ... Ka (k A)", k=self.config.steps_per_token)
-        x = self.action_in(tokens, embodiment)
-        return x + self.action_embedding[...][0].astype(x.dtype)
+        codec = self._codec(given.observation)
+        if isinstance(self.action_in, TimedEmbodimentMLP):
+            x = self.action_in(tokens, sigma, codec)
+        else:
+            x = self.action_in(tokens, codec)
+        return x if self.action_embedding is None else x + self.action_embedding[...][0].astype(x.dtype)
 
     def _action_tokens(self, x: Array, sigma_BG: Array, given: Given, known: Array | None = None) -> Stream:
         """Tokens [B, G, Ka, D] of G action chunks; those that are `known` [B, G, Ka, 1] have sigma 0."""
@@ -300,12 +339,13 @@ class JointDiT(nnx.Module):
             condition = jnp.where(known, clean, condition)
             modulation = jnp.where(known[..., None], embedder.modulation(clean), modulation)
         time = rearrange(obs.action_time, "B M (Ka k) -> B M Ka k", k=self.config.steps_per_token).mean(-1)
-        angles = self._step_angles(jnp.repeat(time, x.shape[1] // time.shape[1], axis=1))
+        angles = jnp.repeat(self._step_angles(time), x.shape[1] // time.shape[1], axis=1)
         return Stream(place_tokens(x, patches=False), condition, modulation, angles)
 
     def _decode_actions(self, x: Array, given: Given, stream: Stream) -> Array:
         """[B, G, Ka, D] -> [B, G, K, A]."""
-        out = self.action_out(self.action_norm.norm(x, stream.condition), given.observation.embodiment)
+        h = x if self.action_norm is None else self.action_norm.norm(x, stream.condition)
+        out = self.action_out(h, self._codec(given.observation))
         return rearrange(out, "B G Ka (k A) -> B G (Ka k) A", k=self.config.steps_per_token)
 
     # ---------------------------------------------------------- inverse path

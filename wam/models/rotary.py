@@ -25,11 +25,13 @@ def rope_angles(positions_3: Array, head_dim: int, theta: float = 10000.0) -> Ar
     """
     spatial = 2 * (head_dim // 6)
     sizes = (head_dim - 2 * spatial, spatial, spatial)
-    angles = [
-        positions_3[..., axis, None] * jnp.asarray(theta ** (-np.arange(0, size, 2) / size), jnp.float32)
-        for axis, size in enumerate(sizes)
-    ]
+    angles = [line_angles(positions_3[..., axis], size, theta) for axis, size in enumerate(sizes)]
     return jnp.concatenate(angles, axis=-1)
+
+
+def line_angles(positions: Array, head_dim: int, theta: float = 10000.0) -> Array:
+    """Angles [..., H/2] of 1-D rotary embedding for positions [...]."""
+    return positions[..., None] * jnp.asarray(theta ** (-np.arange(0, head_dim, 2) / head_dim), jnp.float32)
 
 
 def apply_rope(x_NH: Array, angles_h: Array) -> Array:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from wam.encoders.config import TEXT
 from wam.models.joint_dit import create
-from wam.pretrained import encoder_files, wan_trunk, wan_vae
+from wam.pretrained import dreamzero, encoder_files, wan_trunk, wan_vae
 from wam.pretrained.loading import Shapes
 from wam.pretrained.mapping import Entry, flatten
 from wam.pretrained.tensor_files import TensorFiles
@@ -30,6 +30,8 @@ class Model(NamedTuple):
     entries: list[Entry]
     shapes: Shapes
     """Of our parameters."""
+    left_out: tuple[str, ...] = ()
+    """Beginnings of the names of tensors that are known and not imported."""
 
 
 def read_config(source: Path) -> dict[str, Any] | None:
@@ -50,7 +52,7 @@ def read_config(source: Path) -> dict[str, Any] | None:
 def trunk_shapes(config: wan_trunk.WanConfig) -> Shapes:
     """Shapes of the parameters of a `JointDiT` that a trunk fills, by dotted path."""
     _, params = split(nnx.eval_shape(lambda: create(wan_trunk.model_config(config))))
-    return {path: x.shape for path, x in flatten(params).items() if path.startswith(wan_trunk.OURS)}
+    return {path: x.shape for path, x in flatten(params).items() if path.startswith(config.fills)}
 
 
 def _trunk(expected: wan_trunk.WanConfig | None, source: Path, tensors: TensorFiles) -> Model:
@@ -61,12 +63,16 @@ def _trunk(expected: wan_trunk.WanConfig | None, source: Path, tensors: TensorFi
     if config is None:
         raise ValueError(f"{source} has no config.json of diffusers: say which release it is, as --from wan2.1-1.3b")
     if expected is not None:
-        for name, value in wan_trunk.to_json(expected).items():
-            if (other := wan_trunk.to_json(config)[name]) != value:
-                raise ValueError(f"config.json has {name} {other!r}; the release asked for has {value!r}")
+        _check_release("config.json has", wan_trunk.to_json(config), wan_trunk.to_json(expected))
     return Model(
         wan_trunk.to_json(config), wan_trunk.entries(config, wan_trunk.naming_of(tensors.info)), trunk_shapes(config)
     )
+
+
+def _check_release(whose: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name, value in expected.items():
+        if found[name] != value:
+            raise ValueError(f"{whose} {name} {found[name]!r}; the release asked for has {value!r}")
 
 
 def _video_tokenizer(release: str, source: Path, tensors: TensorFiles) -> Model:
@@ -74,9 +80,7 @@ def _video_tokenizer(release: str, source: Path, tensors: TensorFiles) -> Model:
     found = read_config(source)
     if found is not None and found.get("_class_name") == "AutoencoderKLWan":
         config = dataclasses.asdict(wan_vae.config_from_diffusers(found))
-        for name, value in dataclasses.asdict(expected).items():
-            if config[name] != value:
-                raise ValueError(f"config.json means {name} {config[name]!r}; the release asked for has {value!r}")
+        _check_release("config.json means", config, dataclasses.asdict(expected))
     original = "quant_conv.weight" not in tensors.info
     shapes = {path: tuple(x.shape) for path, x in flatten(wan_tokenizer.shapes(expected)).items()}
     return Model({"video_tokenizer": "wan_vae", **dataclasses.asdict(expected)},
@@ -88,13 +92,13 @@ def _encoder(modality: str, expected: Any, source: Path, tensors: TensorFiles) -
     return Model(encoder_files.to_json(found.config), found.entries, encoder_files.shapes_of(found.config))
 
 
-def _dreamzero(source: Path, tensors: TensorFiles) -> Model:  # noqa: ARG001
-    """Refuses: DreamZero's state tokens stand at the sigma of the actions, and so cannot be kept as ours are."""
-    raise ValueError(
-        f"{source} is not imported: DreamZero's action encoder and state tokens read the noise level of the actions, "
-        "which ours do not; import the Wan release that it starts from, and train with the recipe wan5b_dreamzero or "
-        "wan14b_dreamzero"
-    )
+def _dreamzero(expected: dreamzero.DreamZeroConfig | None, source: Path, tensors: TensorFiles) -> Model:
+    heads = expected.num_attention_heads if expected else dreamzero.heads_of(read_config(source), source)
+    config = dreamzero.read(tensors, heads)
+    if expected is not None:
+        of_trunk = {field.name: getattr(expected, field.name) for field in dataclasses.fields(wan_trunk.WanConfig)}
+        _check_release("the checkpoint has", dataclasses.asdict(config), of_trunk)
+    return Model(dreamzero.to_json(config), dreamzero.entries(config), trunk_shapes(config), dreamzero.FROZEN)
 
 
 _T5 = ("umt5-xxl", "t5-xxl")
@@ -106,6 +110,7 @@ KINDS: Mapping[str, Callable[[Path, TensorFiles], Model]] = {
     **{name: functools.partial(_encoder, "text", None) for name in ("t5", "clip-text")},
     **{name: functools.partial(_encoder, "vision", None) for name in ("clip", "siglip", "dinov2", "vjepa2", "vit-mae")},
     "vjepa2-predictor": functools.partial(_encoder, "predictor", None),
-    "dreamzero": _dreamzero,
+    "dreamzero": functools.partial(_dreamzero, None),
+    **{name: functools.partial(_dreamzero, config) for name, config in dreamzero.RELEASED.items()},
 }
-"""Name -> what reads a source of that kind. Names without a size take it from config.json."""
+"""Name -> what reads a source of that kind. Names without a size take it from config.json; `dreamzero` its heads."""

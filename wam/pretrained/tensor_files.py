@@ -78,6 +78,13 @@ class TensorFiles(Mapping[str, np.ndarray]):
                 raise ValueError(f"{file} and {self.info[twice[0]].file.name} both hold {twice[0]!r}")
             self.info |= found
 
+    def leave_out(self, beginnings: tuple[str, ...]) -> list[str]:
+        """Forgets the tensors whose names begin so; returns their names."""
+        names = [name for name in self.info if beginnings and name.startswith(beginnings)]
+        for name in names:
+            del self.info[name]
+        return names
+
     def __getitem__(self, name: str) -> np.ndarray:
         info = self.info[name]
         if info.file in self._loaded:
