@@ -12,7 +12,7 @@ from data_pipelines.episode import Episode
 from wam.batch import NONE_EMBODIMENT
 
 
-class BadEpisode(ValueError):
+class BadEpisode(ValueError):  # noqa: N818
     """What is wrong with one episode, in one sentence; the others are not touched by it."""
 
 
@@ -54,9 +54,13 @@ class Source(Protocol):
     is wrong with the dataset, the methods raise BadEpisode for what is wrong with one episode.
     """
 
-    name: str
-    problems: list[str]
-    """what the metadata said that the files do not; the files are trusted"""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def problems(self) -> list[str]:
+        """What the metadata said that the files do not, counted; the files are trusted. Grows as episodes are read."""
+        ...
 
     def __len__(self) -> int:
         """Number of episodes."""
