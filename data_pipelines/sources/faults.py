@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 
 from data_pipelines.sources.source import BadEpisode
@@ -29,8 +30,13 @@ def utf8(data: bytes | bytearray | memoryview | str, what: str) -> str:
 
 
 def frame_numbers(which: Sequence[int], frames: int, episode: str) -> list[int]:
-    """`which` as plain ints; IndexError if one of them is not a frame of the episode."""
+    """`which` as plain ints; BadEpisode if one of them is not a frame of the episode."""
     numbers = [int(n) for n in which]
     if beyond := sorted({n for n in numbers if not 0 <= n < frames}):
-        raise IndexError(f"episode {episode!r} has the frames 0 to {frames - 1}, not {beyond}")
+        raise BadEpisode(f"episode {episode!r} has the frames 0 to {frames - 1}, not {beyond}")
     return numbers
+
+
+def natural(name: str) -> list:
+    """Sorts demo_2 before demo_10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", name)]

@@ -109,10 +109,7 @@ class RldsSource:
         values = {"DATASET": self.name, "SPLIT": self.split, "FILEFORMAT": kind, "SHARD_X_OF_Y": "*-of-*"}
         for field, value in values.items():
             pattern = pattern.replace(f"{{{field}}}", value if "*" in value else glob.escape(value))
-        numbered = {}
-        for path in sorted(self.directory.glob(pattern)):
-            if match := re.search(r"(\d+)-of-(\d+)$", path.name):
-                numbered[path] = (int(match[1]), int(match[2]))
+        numbered = {path: _shard_number(path) for path in sorted(self.directory.glob(pattern))}
         if not numbered:
             raise FileNotFoundError(f"{self.directory} has no file {pattern!r}")
         totals = {total for _, total in numbered.values()}
@@ -140,9 +137,9 @@ class RldsSource:
         return self._files[file], int(i - (self._ends[file - 1] if file else 0))
 
     def _id(self, i: int) -> str:
-        """The file and the record: it stays the same when other files are missing."""
+        """Names the shard and the record: the same when other shards are missing or the format is another."""
         file, record = self._record(i)
-        return f"{file.path.name}/{record}"
+        return f"{self.name}/{self.split}-{_shard_number(file.path)[0]:05d}/{record}"
 
     def _features(self, i: int) -> dict[str, Feature]:
         with self._lock:
@@ -272,6 +269,14 @@ def _leaves(node: dict, key: str, sequences: int = 0) -> Iterator[tuple[str, dic
         yield from _leaves(node["sequence"]["feature"], key, sequences + 1)
     else:
         yield key, node | {"ragged": sequences > 1}
+
+
+def _shard_number(path: pathlib.Path) -> tuple[int, int]:
+    """Number and count of shards, as the file's name says."""
+    match = re.search(r"-(\d+)-of-(\d+)$", path.name)
+    if not match:
+        raise ValueError(f"{path} does not end as a shard does, such as -00000-of-00001")
+    return int(match[1]), int(match[2])
 
 
 def _camera(key: str) -> str:
