@@ -130,30 +130,28 @@ class TFRecordFile:
 
 
 class ArrayRecordFile:
-    """An ArrayRecord file, which checks what it reads by itself."""
+    """An ArrayRecord file, which checks what it reads by itself. If it is damaged it counts as one bad record."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self._records = self._open().num_records()
+        reader = self._open()
+        self._damaged = not reader.ok()
+        self._records = 1 if self._damaged else reader.num_records()
 
     def _open(self) -> ArrayRecordReader:
-        try:
-            # These options are ArrayRecord's advice for random access.
-            return ArrayRecordReader(str(self.path), "readahead_buffer_size:0,max_parallelism:0")
-        except Exception as error:
-            raise ValueError(f"{self.path} is not an ArrayRecord file: {error}") from None
+        # These options are ArrayRecord's advice for random access.
+        return ArrayRecordReader(str(self.path), "readahead_buffer_size:0,max_parallelism:0")
 
     def __len__(self) -> int:
         return self._records
 
     def read(self, i: int) -> memoryview:
-        reader = self._open()
+        if self._damaged:
+            raise ValueError(f"{self.path} is damaged or no ArrayRecord file: none of its records can be found")
         try:
-            return memoryview(reader.read([i])[0])
-        except Exception as error:
+            return memoryview(self._open().read([i])[0])
+        except Exception as error:  # the library raises what its C++ side throws
             raise ValueError(f"record {i} of {self.path} cannot be read: {error}") from None
-        finally:
-            reader.close()
 
     def check(self, i: int) -> None:
         self.read(i)

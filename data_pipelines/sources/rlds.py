@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import glob
+import hashlib
 import io
 import json
 import pathlib
@@ -246,6 +247,12 @@ class RldsSource:
                 except (OSError, SyntaxError) as error:
                     raise ValueError(f"'steps/{key}' cannot be decoded at step {number}: {error}") from None
             return frames
+
+    def digest(self, i: int) -> str:
+        """SHA-256 of the record of episode i: equal records are one episode, whatever splits they are in."""
+        file, record = self._record(i)
+        with blamed_on(self._id(i)):
+            return hashlib.sha256(file.read(record)).hexdigest()
 
 
 def _read_json(path: pathlib.Path) -> dict:

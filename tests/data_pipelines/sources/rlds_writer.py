@@ -47,7 +47,10 @@ def features_json(values):
         for depth, folder in enumerate(folders):
             child = {"featuresDict": {"features": {}}}
             if depth == 0 and folder == "steps":
-                child = {"pythonClassName": "...dataset_feature.Dataset", "sequence": {"feature": child, "length": "-1"}}
+                child = {
+                    "pythonClassName": "...dataset_feature.Dataset",
+                    "sequence": {"feature": child, "length": "-1"},
+                }
             node = node["featuresDict"]["features"].setdefault(folder, child)
             node = node.get("sequence", {}).get("feature", node)
         if isinstance(value, list):
