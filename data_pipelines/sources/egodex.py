@@ -40,7 +40,7 @@ HAND_NAMES = tuple(
 """Names of the 48 dimensions of state and action."""
 
 
-class EgoDexSource:
+class EgoDex:
     """All pairs of files below a folder.
 
     `LowDim.extra` holds "transforms/camera", "transforms/<joint>" [N, 4, 4] of the wrists and fingertips, in the world

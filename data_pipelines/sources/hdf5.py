@@ -94,7 +94,7 @@ class _File:
     """why none of it can be used"""
 
 
-class Hdf5Source:
+class Hdf5Demos:
     """The demonstrations of one file, or of all .hdf5 files of a folder. A file that cannot be used is one bad episode.
 
     Args:

@@ -35,7 +35,7 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _CACHED_EPISODES = 16  # records whose features have been found
 
 
-class RldsSource:
+class Rlds:
     """One split of an RLDS dataset.
 
     Args:

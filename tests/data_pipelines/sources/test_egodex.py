@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.episode import check_episode
-from data_pipelines.sources.egodex import HAND_NAMES, JOINTS, EgoDexSource
+from data_pipelines.sources.egodex import HAND_NAMES, JOINTS, EgoDex
 from data_pipelines.sources.source import BadEpisode, read_episode
 from tests.data_pipelines.sources.video_writer import numbers_of, write_video
 
@@ -52,7 +52,7 @@ def contents(source, i):
 def test_as_video_without_actions(tmp_path):
     for number in (0, 2, 10):
         write_pair(tmp_path, number)
-    source = EgoDexSource(tmp_path)
+    source = EgoDex(tmp_path)
     assert [source.about(i).episode for i in range(3)] == [f"part1/fold_towel/{k}" for k in (0, 2, 10)]
     about, lowdim = source.about(1), source.lowdim(1)
     assert about.frames == FRAMES and about.fps == pytest.approx(30) and about.cameras == {"ego": (32, 48)}
@@ -65,14 +65,14 @@ def test_as_video_without_actions(tmp_path):
         assert np.array_equal(lowdim.extra["confidences/leftHand"], file["confidences/leftHand"][()])
     assert numbers_of(source.frames(1, "ego", [5, 0, 3])) == [5, 0, 3]
     check_episode(read_episode(source, 0))
-    knuckle = EgoDexSource(tmp_path, joints=["leftThumbKnuckle"]).lowdim(0).extra
+    knuckle = EgoDex(tmp_path, joints=["leftThumbKnuckle"]).lowdim(0).extra
     assert sorted(knuckle) == ["confidences/leftThumbKnuckle", "transforms/camera", "transforms/leftThumbKnuckle"]
 
 
 def test_as_hands(tmp_path):
     """State t and action t are in the camera of frame t; undone, they are the poses in the world at t and t + 1."""
     path = write_pair(tmp_path, 0)
-    source = EgoDexSource(tmp_path, hands=True)
+    source = EgoDex(tmp_path, hands=True)
     lowdim = pickle.loads(pickle.dumps(source)).lowdim(0)  # noqa: S301 (bytes of this very line)
     assert len(HAND_NAMES) == len(set(HAND_NAMES)) == 48
     assert lowdim.state.shape == lowdim.action.shape == (FRAMES, 48)
@@ -101,7 +101,7 @@ def test_as_hands(tmp_path):
 )
 def test_reversible_tasks_have_two_descriptions(tmp_path, attributes, instruction):
     write_pair(tmp_path, 0, change=lambda file: file.attrs.update(attributes))
-    assert EgoDexSource(tmp_path).about(0).instruction == instruction
+    assert EgoDex(tmp_path).about(0).instruction == instruction
 
 
 def edit(name, change):
@@ -125,8 +125,8 @@ def nan_at_two(array):
     [
         ({"video": False}, r"1\.hdf5 has no video .*1\.mp4"),
         ({"frames": FRAMES + 1}, r"has poses of 6 frames, 1\.mp4 has 7 frames"),
-        ({"change": edit("transforms/camera", lambda a: None)}, "has no array '/transforms/camera'"),
-        ({"change": edit("transforms/rightRingFingerTip", lambda a: None)}, "has no array '/transforms/rightRingFin"),
+        ({"change": edit("transforms/camera", lambda _: None)}, "has no array '/transforms/camera'"),
+        ({"change": edit("transforms/rightRingFingerTip", lambda _: None)}, "has no array '/transforms/rightRingFin"),
         ({"change": edit("transforms/leftHand", lambda a: a[:, :3])}, r"must be \[N, 4, 4\], got \[6, 3, 4\]"),
         ({"change": edit("transforms/leftHand", lambda a: a[:4])}, "transforms/leftHand has 4 rows for 6 frames"),
         ({"change": edit("transforms/leftHand", nan_at_two)}, "transforms/leftHand is not finite at frame 2"),
@@ -143,9 +143,9 @@ def nan_at_two(array):
 def test_a_bad_episode_is_named_and_the_others_are_untouched(tmp_path, options, said):
     for number in (0, 2):
         write_pair(tmp_path, number)
-    before = [contents(EgoDexSource(tmp_path, hands=True), i) for i in (0, 1)]
+    before = [contents(EgoDex(tmp_path, hands=True), i) for i in (0, 1)]
     write_pair(tmp_path, 1, **options)
-    source = EgoDexSource(tmp_path, hands=True)
+    source = EgoDex(tmp_path, hands=True)
     with pytest.raises(BadEpisode, match=r"part1/fold_towel/1'.*" + said):
         contents(source, 1)
     assert [contents(source, i) for i in (0, 2)] == before
@@ -153,11 +153,11 @@ def test_a_bad_episode_is_named_and_the_others_are_untouched(tmp_path, options, 
 
 def test_damaged_files_are_bad_episodes(tmp_path):
     paths = [write_pair(tmp_path, number) for number in range(3)]
-    before = contents(EgoDexSource(tmp_path, hands=True), 0)
+    before = contents(EgoDex(tmp_path, hands=True), 0)
     video = paths[1].with_suffix(".mp4")
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     paths[2].write_bytes(paths[2].read_bytes()[:2000])
-    source = EgoDexSource(tmp_path, hands=True)
+    source = EgoDex(tmp_path, hands=True)
     with pytest.raises(BadEpisode, match=r"1\.mp4"):
         source.about(1)
     with pytest.raises(BadEpisode, match=r"2\.hdf5 cannot be read"):
@@ -167,10 +167,10 @@ def test_damaged_files_are_bad_episodes(tmp_path):
 
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no \.hdf5 file"):
-        EgoDexSource(tmp_path)
+        EgoDex(tmp_path)
     write_pair(tmp_path, 0)
     write_video(tmp_path / "part1" / "alone" / "7.mp4", 2)
-    source = EgoDexSource(tmp_path)
+    source = EgoDex(tmp_path)
     assert len(source) == 1 and "1 .mp4 files have no .hdf5 file, such as" in source.problems[0]
     with pytest.raises(ValueError, match="has no camera 'wrist', only 'ego'"):
         source.frames(0, "wrist", [0])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.episode import check_episode
-from data_pipelines.sources.hdf5 import Hdf5Layout, Hdf5Source
+from data_pipelines.sources.hdf5 import Hdf5Layout, Hdf5Demos
 from data_pipelines.sources.source import BadEpisode, read_episode
 
 ROWS = 5
@@ -66,13 +66,13 @@ def contents(source, i):
 
 def test_robomimic(tmp_path):
     path = write_robomimic(tmp_path / "lift.hdf5")
-    source = Hdf5Source(path, "robomimic", instruction="lift the cube")
+    source = Hdf5Demos(path, "robomimic", instruction="lift the cube")
     about, lowdim = source.about(1), source.lowdim(1)
     assert len(source) == 3 and source.problems == []
     assert (about.episode, about.frames, about.fps, about.success) == ("lift/demo_1", ROWS, 20.0, True)
     assert about.instruction == about.task == "lift the cube"
     assert about.cameras == {"agentview_image": (6, 8), "robot0_eye_in_hand_image": (6, 8)}
-    assert Hdf5Source(path, "robomimic").about(0).task == "Lift"
+    assert Hdf5Demos(path, "robomimic").about(0).task == "Lift"
     with h5py.File(path) as file:
         group = file["data/demo_1"]
         assert np.array_equal(lowdim.action, group["actions"][()].astype(np.float32))
@@ -85,22 +85,22 @@ def test_robomimic(tmp_path):
 
 def test_masks_choose_demonstrations(tmp_path):
     path = write_robomimic(tmp_path / "lift.hdf5")
-    assert [Hdf5Source(path, "robomimic", mask="train").about(i).episode for i in (0, 1)] == [
+    assert [Hdf5Demos(path, "robomimic", mask="train").about(i).episode for i in (0, 1)] == [
         "lift/demo_0",
         "lift/demo_1",
     ]
     with pytest.raises(ValueError, match="has no array '/mask/test'"):
-        Hdf5Source(path, "robomimic", mask="test")
+        Hdf5Demos(path, "robomimic", mask="test")
     with h5py.File(path, "a") as file:
         del file["data/demo_1"]
-    source = Hdf5Source(path, "robomimic", mask="train")
+    source = Hdf5Demos(path, "robomimic", mask="train")
     assert len(source) == 1 and source.problems == ["lift.hdf5: mask/train names 1 demonstrations that are gone"]
 
 
 def test_libero_shows_what_was_seen_after_an_action(tmp_path):
     """So frame t belongs to the action of row t + 1; images are stored bottom row first."""
     path = write_libero(tmp_path / "stove_demo.hdf5")
-    source = Hdf5Source(tmp_path, "libero")
+    source = Hdf5Demos(tmp_path, "libero")
     assert [source.about(i).episode for i in (2, 10)] == ["stove_demo/demo_2", "stove_demo/demo_10"]
     about, lowdim = source.about(2), source.lowdim(2)
     assert about.instruction == "turn on the stove" and about.frames == ROWS - 1 and about.success is None
@@ -114,7 +114,7 @@ def test_libero_shows_what_was_seen_after_an_action(tmp_path):
 def test_pickles_and_serves_threads(tmp_path):
     write_robomimic(tmp_path / "a" / "lift.hdf5")
     write_robomimic(tmp_path / "b" / "lift.hdf5", demos=(0,))
-    source = Hdf5Source(tmp_path, "robomimic")
+    source = Hdf5Demos(tmp_path, "robomimic")
     copy = pickle.loads(pickle.dumps(source))  # noqa: S301 (bytes of this very line)
     assert [source.about(i).episode for i in (0, 3)] == ["a/lift/demo_0", "b/lift/demo_0"]
     with ThreadPoolExecutor(4) as pool:
@@ -148,8 +148,8 @@ def replace(name, value):
     ],
 )
 def test_a_bad_episode_is_named_and_the_others_are_untouched(tmp_path, change, said):
-    good = Hdf5Source(write_robomimic(tmp_path / "good" / "lift.hdf5"), "robomimic")
-    source = Hdf5Source(write_robomimic(tmp_path / "bad" / "lift.hdf5", change=change), "robomimic")
+    good = Hdf5Demos(write_robomimic(tmp_path / "good" / "lift.hdf5"), "robomimic")
+    source = Hdf5Demos(write_robomimic(tmp_path / "bad" / "lift.hdf5", change=change), "robomimic")
     with pytest.raises(BadEpisode, match=r"lift/demo_1.*" + said):
         contents(source, 1)
     assert [contents(source, i) for i in (0, 2)] == [contents(good, i) for i in (0, 2)]
@@ -159,12 +159,12 @@ def test_a_damaged_file_is_one_bad_episode(tmp_path):
     write_robomimic(tmp_path / "a.hdf5")
     path = write_robomimic(tmp_path / "b.hdf5")
     path.write_bytes(path.read_bytes()[:3000])
-    source = Hdf5Source(tmp_path, "robomimic")
+    source = Hdf5Demos(tmp_path, "robomimic")
     assert len(source) == 4
     with pytest.raises(BadEpisode, match=r"b\.hdf5 cannot be read"):
         source.lowdim(3)
     with pytest.raises(ValueError, match=r"b\.hdf5 cannot be read"):
-        Hdf5Source(path, "robomimic")
+        Hdf5Demos(path, "robomimic")
 
 
 @pytest.mark.parametrize(
@@ -178,12 +178,12 @@ def test_a_damaged_file_is_one_bad_episode(tmp_path):
 def test_attributes_that_mislead_are_refused(tmp_path, attributes, said):
     path = write_robomimic(tmp_path / "a.hdf5", change=lambda file: file["data"].attrs.update(attributes))
     with pytest.raises(ValueError, match=said):
-        Hdf5Source(path, "robomimic")
+        Hdf5Demos(path, "robomimic")
 
 
 def test_wrong_counts_are_reported_and_not_believed(tmp_path):
     path = write_robomimic(tmp_path / "a.hdf5", change=lambda file: file["data/demo_0"].attrs.update(num_samples=9))
-    source = Hdf5Source(path, "robomimic")
+    source = Hdf5Demos(path, "robomimic")
     for _ in range(2):
         assert source.about(0).frames == ROWS
     assert source.problems == ["a/demo_0: num_samples is 9, there are 5 actions"]
@@ -191,15 +191,15 @@ def test_wrong_counts_are_reported_and_not_believed(tmp_path):
 
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        Hdf5Source(tmp_path / "nowhere", "robomimic")
+        Hdf5Demos(tmp_path / "nowhere", "robomimic")
     with pytest.raises(FileNotFoundError, match=r"holds no \.hdf5 file"):
-        Hdf5Source(tmp_path, "robomimic")
+        Hdf5Demos(tmp_path, "robomimic")
     path = write_robomimic(tmp_path / "a.hdf5")
     with pytest.raises(ValueError, match="there is no HDF5 layout 'aloha'"):
-        Hdf5Source(path, "aloha")
+        Hdf5Demos(path, "aloha")
     with pytest.raises(ValueError, match="has no camera 'top'"):
-        Hdf5Source(path, "robomimic").frames(0, "top", [0])
+        Hdf5Demos(path, "robomimic").frames(0, "top", [0])
     with pytest.raises(BadEpisode, match=r"has the frames 0 to 4, not \[5\]"):
-        Hdf5Source(path, "robomimic").frames(0, "agentview_image", [5])
-    video = Hdf5Source(path, Hdf5Layout(("agentview_image",), ()))
+        Hdf5Demos(path, "robomimic").frames(0, "agentview_image", [5])
+    video = Hdf5Demos(path, Hdf5Layout(("agentview_image",), ()))
     assert video.lowdim(0).state is None

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipelines.episode import check_episode
 from data_pipelines.sources.record_files import TFRecordFile
-from data_pipelines.sources.rlds import RldsSource
+from data_pipelines.sources.rlds import Rlds
 from data_pipelines.sources.rlds_layouts import LAYOUTS, RldsLayout
 from data_pipelines.sources.source import BadEpisode, read_episode
 from tests.data_pipelines.sources.rlds_writer import example, png, write_tfds
@@ -67,7 +67,7 @@ def tfds_builder():
 
 
 def test_bridge_is_read_as_it_is(bridge):
-    source = RldsSource(bridge)
+    source = Rlds(bridge)
     assert (len(source), source.name, source.problems) == (25, "bridge_dataset", [])
     about = source.about(0)
     assert about.frames == 10 and about.fps == 5 and about.success is None
@@ -84,7 +84,7 @@ def test_bridge_is_read_as_it_is(bridge):
 
 
 def test_flags_of_bridge_are_not_believed(bridge):
-    source = RldsSource(bridge)
+    source = Rlds(bridge)
     metadata = source.about(0).extra["episode_metadata"]
     assert metadata["has_image_0"] == 0 and source.frames(0, "image_0", [0]).std() > 20
     # No episode has a step that is marked as the last, and all have ten steps.
@@ -96,7 +96,7 @@ def test_both_splits_of_bridge_hold_the_same_records(bridge):
     """In another order: whoever holds episodes of this sample out must tell them apart by their records."""
     digests = {}
     for split in ("train", "val"):
-        source = RldsSource(bridge, split)
+        source = Rlds(bridge, split)
         digests[split] = [source.digest(i) for i in range(len(source))]
         for i in range(len(source)):
             source.frames(i, "image_0", [0])  # compares the checksum that another program wrote
@@ -105,7 +105,7 @@ def test_both_splits_of_bridge_hold_the_same_records(bridge):
 
 
 def test_array_record_gives_the_same_as_tfrecord_and_as_tfds(bridge, tmp_path, tfds_builder):
-    ours = RldsSource(bridge, "val")
+    ours = Rlds(bridge, "val")
     converted = tmp_path / "bridge_dataset" / "1.0.0"
     converted.mkdir(parents=True)
     file = TFRecordFile(bridge / "bridge_dataset-val.tfrecord-00000-of-00001")
@@ -118,7 +118,7 @@ def test_array_record_gives_the_same_as_tfrecord_and_as_tfds(bridge, tmp_path, t
     info["fileFormat"], info["splits"] = "array_record", info["splits"][1:]
     (converted / "dataset_info.json").write_text(json.dumps(info))
 
-    again = RldsSource(converted, "val")
+    again = Rlds(converted, "val")
     theirs = tfds_builder(converted).as_data_source("val")
     for i in range(0, 25, 6):
         assert contents(again, i) == contents(ours, i)
@@ -147,7 +147,7 @@ def test_droid_names(tmp_path):
         values[f"steps/{group}/gripper_position"] = rng.uniform(0, 1, (steps, 1)).astype(np.float32)
     good = values | {"episode_metadata/file_path": [b"gs://droid/lab/success/2023-01-01/trajectory.h5"]}
     bad = values | {"episode_metadata/file_path": [b"gs://droid/lab/failure/2023-01-01/trajectory.h5"]}
-    source = RldsSource(write_tfds(tmp_path, "r2d2_faceblur", [[example(good), example(bad)]], described=good))
+    source = Rlds(write_tfds(tmp_path, "r2d2_faceblur", [[example(good), example(bad)]], described=good))
     about, lowdim = source.about(0), source.lowdim(0)
     assert list(about.cameras) == ["exterior_image_1_left", "exterior_image_2_left", "wrist_image_left"]
     assert about.fps == 15 and [source.about(i).success for i in (0, 1)] == [True, False]
@@ -167,7 +167,7 @@ def test_open_x_embodiment_names(tmp_path):
         "steps/observation/instruction": codes,
         "steps/action": np.zeros((steps, 2), np.float32),
     }
-    source = RldsSource(write_tfds(tmp_path / "a", "language_table", [[example(table)]], described=table))
+    source = Rlds(write_tfds(tmp_path / "a", "language_table", [[example(table)]], described=table))
     assert source.about(0).instruction == "puäh"
     rt1 = {
         "steps/observation/image": [png(np.zeros((4, 4, 3), np.uint8))] * steps,
@@ -178,7 +178,7 @@ def test_open_x_embodiment_names(tmp_path):
         "steps/action/rotation_delta": np.full((steps, 3), 2, np.float32),
         "steps/action/gripper_closedness_action": np.full(steps, -1),
     }
-    source = RldsSource(write_tfds(tmp_path / "b", "fractal20220817_data", [[example(rt1)]], described=rt1))
+    source = Rlds(write_tfds(tmp_path / "b", "fractal20220817_data", [[example(rt1)]], described=rt1))
     assert source.lowdim(0).action.tolist() == [[1, 1, 1, 2, 2, 2, -1]] * steps
     assert source.lowdim(0).state.shape == (steps, 8)
     assert source.about(0).extra["instruction_from"] == [[0, "pick"], [2, "place"]]
@@ -186,7 +186,7 @@ def test_open_x_embodiment_names(tmp_path):
 
 def test_episodes_are_numbered_over_shards_and_survive_pickling(tmp_path):
     directory = write(tmp_path, [[episode(0)], [], [episode(1), episode(2, steps=1)]])
-    source = RldsSource(directory, layout=LAYOUT)
+    source = Rlds(directory, layout=LAYOUT)
     copy = pickle.loads(pickle.dumps(source))  # noqa: S301 (bytes of this very line)
     assert len(source) == 3 and source.problems == []
     assert [source.about(i).episode for i in range(3)] == [
@@ -205,11 +205,11 @@ def test_episodes_are_numbered_over_shards_and_survive_pickling(tmp_path):
 
 def test_what_the_metadata_says_wrongly_is_reported_and_not_believed(tmp_path):
     directory = write(tmp_path, [[episode(0)], [episode(1), episode(2)]], lengths=[1, 9])
-    source = RldsSource(directory, layout=LAYOUT)
+    source = Rlds(directory, layout=LAYOUT)
     assert len(source) == 3
     assert source.problems == ["toy-train.tfrecord-00001-of-00002 has 2 episodes, dataset_info.json says 9"]
     (directory / "toy-train.tfrecord-00000-of-00002").unlink()
-    source = RldsSource(directory, layout=LAYOUT)
+    source = Rlds(directory, layout=LAYOUT)
     assert len(source) == 2 and source.problems[0] == "1 of the 2 files of 'train' are there"
     assert source.about(0).episode == "toy/train-00001/0"
 
@@ -232,8 +232,8 @@ def put(key, change):
             "action is not finite at frame 2",
         ),
         (put("steps/action", lambda a: a.ravel()[:7]), "has 7 numbers in 'steps/action' for 4 steps"),
-        (put("steps/action", lambda a: [b"x"]), "holds bytes, not numbers"),
-        (put("steps/text", lambda t: [b"pick \xff up"] * 4), "'steps/text' is not UTF-8 text"),
+        (put("steps/action", lambda _: [b"x"]), "holds bytes, not numbers"),
+        (put("steps/text", lambda _: [b"pick \xff up"] * 4), "'steps/text' is not UTF-8 text"),
         (put("steps/text", lambda t: t[:2]), "has 2 texts in 'steps/text' for 4 steps"),
         (put("steps/observation/wrist", lambda x: x[:3]), "3 images in 'steps/observation/wrist' for 4 steps"),
         (put("steps/observation/wrist", lambda x: [*x[:2], x[2][:60], x[3]]), "cannot be decoded at step 2"),
@@ -243,13 +243,13 @@ def put(key, change):
             put("steps/observation/image", lambda x: [*x[:3], png(np.zeros((6, 8), np.uint8))]),
             "not RGB but L at step 3",
         ),
-        (lambda e: episode(9, steps=0), "has no steps"),
+        (lambda _: episode(9, steps=0), "has no steps"),
     ],
 )
 def test_a_bad_episode_is_named_and_the_others_are_untouched(tmp_path, change, said):
     good = [episode(k) for k in range(3)]
-    before = RldsSource(write(tmp_path / "good", [good]), layout=LAYOUT)
-    source = RldsSource(write(tmp_path / "bad", [[good[0], change(good[1]), good[2]]]), layout=LAYOUT)
+    before = Rlds(write(tmp_path / "good", [good]), layout=LAYOUT)
+    source = Rlds(write(tmp_path / "bad", [[good[0], change(good[1]), good[2]]]), layout=LAYOUT)
     with pytest.raises(BadEpisode, match=r"toy/train-00000/1.*" + said.replace("(", r"\(")):
         contents(source, 1)
     assert [contents(source, i) for i in (0, 2)] == [contents(before, i) for i in (0, 2)]
@@ -266,10 +266,10 @@ def test_a_bad_episode_is_named_and_the_others_are_untouched(tmp_path, change, s
 )
 def test_damaged_bytes_are_found(tmp_path, damage, said, left):
     directory = write(tmp_path, [[episode(k) for k in range(3)]])
-    before = [contents(RldsSource(directory, layout=LAYOUT), i) for i in range(3)]
+    before = [contents(Rlds(directory, layout=LAYOUT), i) for i in range(3)]
     path = directory / "toy-train.tfrecord-00000-of-00001"
     path.write_bytes(damage(path.read_bytes(), TFRecordFile(path)._spans.tolist()))
-    source = RldsSource(directory, layout=LAYOUT)
+    source = Rlds(directory, layout=LAYOUT)
     assert bool(source.problems) == (len(source) < 3)
     bad = next(i for i in range(3) if i not in left)
     with pytest.raises(BadEpisode, match=said):
@@ -284,10 +284,10 @@ def flip(data, at):
 @pytest.mark.parametrize("left", [0, 1000, 66_000])
 def test_a_damaged_array_record_is_found(tmp_path, left):
     directory = write(tmp_path, [[episode(0), episode(1)], [episode(2)]], kind="array_record")
-    before = contents(RldsSource(directory, layout=LAYOUT), 2)
+    before = contents(Rlds(directory, layout=LAYOUT), 2)
     path = directory / "toy-train.array_record-00000-of-00002"
     path.write_bytes(path.read_bytes()[:left])
-    source = RldsSource(directory, layout=LAYOUT)
+    source = Rlds(directory, layout=LAYOUT)
     assert len(source) == 2 and "has 1 episodes, dataset_info.json says 2" in source.problems[0]
     with pytest.raises(BadEpisode, match="is damaged or no ArrayRecord file"):
         source.about(0)
@@ -297,26 +297,26 @@ def test_a_damaged_array_record_is_found(tmp_path, left):
 def test_datasets_that_cannot_be_read_are_refused(tmp_path):
     directory = write(tmp_path / "1.0.0", [[episode(0)]])
     with pytest.raises(FileNotFoundError, match=r"dataset_info\.json is not there: open the folder of a version"):
-        RldsSource(tmp_path)
+        Rlds(tmp_path)
     with pytest.raises(ValueError, match="no layout is known for 'toy'"):
-        RldsSource(directory)
+        Rlds(directory)
     with pytest.raises(ValueError, match="has no split 'test', only"):
-        RldsSource(directory, "test", LAYOUT)
+        Rlds(directory, "test", LAYOUT)
     with pytest.raises(ValueError, match="has no feature 'steps/observation/depth'"):
-        RldsSource(directory, layout=dataclasses.replace(LAYOUT, cameras=("observation/depth",)))
+        Rlds(directory, layout=dataclasses.replace(LAYOUT, cameras=("observation/depth",)))
     with pytest.raises(ValueError, match="'steps/observation/state' is not an image"):
-        RldsSource(directory, layout=dataclasses.replace(LAYOUT, cameras=("observation/state",)))
+        Rlds(directory, layout=dataclasses.replace(LAYOUT, cameras=("observation/state",)))
     with pytest.raises(ValueError, match=r"toy has no camera 'top', only \['image', 'wrist'\]"):
-        RldsSource(directory, layout=LAYOUT).frames(0, "top", [0])
+        Rlds(directory, layout=LAYOUT).frames(0, "top", [0])
     with pytest.raises(BadEpisode, match=r"has the frames 0 to 3, not \[4\]"):
-        RldsSource(directory, layout=LAYOUT).frames(0, "image", [4])
+        Rlds(directory, layout=LAYOUT).frames(0, "image", [4])
     info = json.loads((directory / "dataset_info.json").read_text())
     (directory / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "riegeli"}))
     with pytest.raises(ValueError, match="in the format 'riegeli'"):
-        RldsSource(directory, layout=LAYOUT)
+        Rlds(directory, layout=LAYOUT)
     (directory / "dataset_info.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
-        RldsSource(directory, layout=LAYOUT)
+        Rlds(directory, layout=LAYOUT)
 
 
 def test_every_layout_names_its_cameras_apart():
@@ -331,6 +331,6 @@ def test_jpeg_is_read_too(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(pixels).save(path, quality=95)
     values = episode(0) | {"steps/observation/image": [path.read_bytes()] * 4}
-    source = RldsSource(write(tmp_path / "set", [[values]]), layout=LAYOUT)
+    source = Rlds(write(tmp_path / "set", [[values]]), layout=LAYOUT)
     with Image.open(path) as image:
         assert np.array_equal(source.frames(0, "image", [1])[0], np.asarray(image))

@@ -133,8 +133,8 @@ def test_folders_and_tables_that_cannot_be_read_are_refused(tmp_path):
     write_video(tmp_path / "long.mp4", 3)
     with pytest.raises(FileNotFoundError, match=r"nothing\.csv does not exist"):
         VideoFolder(tmp_path, tmp_path / "nothing.csv")
+    columns = ClipColumns("video", "start_timestamp", "end", "narration")
     with pytest.raises(ValueError, match=r"has no columns \['start_timestamp', 'narration'\]"):
-        columns = ClipColumns("video", "start_timestamp", "end", "narration")
         VideoFolder(tmp_path, table(tmp_path, "long,0,1,"), columns=columns)
     with pytest.raises(ValueError, match="lists no clip"):
         VideoFolder(tmp_path, table(tmp_path))
