@@ -74,9 +74,10 @@ class LeRobot:
         if version not in VERSIONS:
             raise ValueError(f"{self._info_path}: codebase_version is {version!r}, readable are {', '.join(VERSIONS)}")
         self._features = _features(self._info_path, info)
-        self._fps = info.get("fps")
-        if not isinstance(self._fps, int | float) or not self._fps > 0:
-            raise ValueError(f"{self._info_path}: fps must be a positive number, is {self._fps!r}")
+        fps = info.get("fps")
+        if not isinstance(fps, int | float) or not fps > 0:
+            raise ValueError(f"{self._info_path}: fps must be a positive number, is {fps!r}")
+        self._fps = float(fps)
         keys = [key for key, feature in self._features.items() if feature["dtype"] == "video"]
         layout = SharedFiles if version == "v3.0" else EpisodeFiles
         self._files: Files = layout(self.directory, info, keys)
@@ -200,11 +201,11 @@ class LeRobot:
         if time is not None and len(time) > 1 and time[-1] > time[0]:
             rates.append((len(time) - 1) / float(time[-1] - time[0]))
         if all(abs(rate / self._fps - 1) < _SAME_RATE for rate in rates):
-            return float(self._fps)
+            return self._fps
         listed = ", ".join(sorted({f"{rate:.4g}" for rate in rates}))
         self._count(i, f"meta/info.json says {self._fps:.4g} fps, videos and timestamps say {listed}")
         agreed = max(rates) / min(rates) - 1 < _SAME_RATE
-        return round(rates[0], 3) if agreed else float(self._fps)
+        return round(rates[0], 3) if agreed else self._fps
 
     def _annotated(self, i: int, table: pa.Table) -> dict[str, str]:
         """Name -> text of every annotation, at the first frame."""

@@ -121,13 +121,6 @@ def _groups(metadata: pq.FileMetaData, episode: int) -> list[int]:
     return groups
 
 
-def _fill(path: pathlib.Path, field: str, template: str, **values) -> str:
-    try:
-        return template.format(**values)
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError):
-        raise ValueError(f"{path}: {field} {template!r} must use no other field than {', '.join(values)}") from None
-
-
 def _with_files(found: dict[str, Any], problems: list[str]) -> list[str]:
     problems += [
         f"meta/info.json declares the video {key!r}, of which there is no file" for key in found if not found[key]
@@ -144,19 +137,27 @@ def compare(problems: list[str], info: dict[str, Any], field: str, found: int) -
 class _Paths:
     """The path templates of meta/info.json."""
 
-    def __init__(self, directory: pathlib.Path, info: dict[str, Any]):
+    def __init__(self, directory: pathlib.Path, info: dict[str, Any], keys: Sequence[str]):
         self.directory, self.info_path = directory, directory / "meta" / "info.json"
-        self.templates = {}
-        for field in ("data_path", "video_path"):
-            template = info.get(field)
-            if not isinstance(template, str) and (field == "data_path" or template is not None):
-                raise ValueError(f"{self.info_path} lacks the path template {field}")
-            self.templates[field] = template
+        self.templates: dict[str, str] = {}
+        for field in ["data_path", *(["video_path"] if keys else [])]:
+            if not isinstance(info.get(field), str):
+                raise ValueError(f"{self.info_path} lacks {field}, the template of paths")
+            self.templates[field] = info[field]
 
     def fill(self, field: str, **values) -> pathlib.Path:
-        if self.templates[field] is None:
-            raise ValueError(f"{self.info_path} has videos among its features, and no video_path")
-        return self.directory / _fill(self.info_path, field, self.templates[field], **values)
+        template = self.templates[field]
+        try:
+            return self.directory / template.format(**values)
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError):
+            known = ", ".join(values)
+            raise ValueError(f"{self.info_path}: {field} {template!r} must have no other fields than {known}") from None
+
+    def find(self, field: str, **values: str) -> Iterator[pathlib.Path]:
+        """The files a template may stand for, the given fields filled in."""
+        parts = re.split(r"\{(\w*)[^{}]*\}", self.templates[field])  # text, name, text, ..., text
+        parts[1::2] = ["*" if name not in values else glob.escape(values[name]) for name in parts[1::2]]
+        return self.directory.glob("".join(parts))
 
 
 class EpisodeFiles:
@@ -165,26 +166,24 @@ class EpisodeFiles:
     shared = False
 
     def __init__(self, directory: pathlib.Path, info: dict[str, Any], keys: Sequence[str]):
-        self._paths = _Paths(directory, info)
-        self._chunk = info.get("chunks_size")
-        if not isinstance(self._chunk, int) or self._chunk < 1:
-            raise ValueError(f"{directory / 'meta' / 'info.json'}: chunks_size must be a positive number")
-        template = self._paths.templates["data_path"]
+        self._paths = _Paths(directory, info, keys)
+        chunk = info.get("chunks_size")
+        if not isinstance(chunk, int) or chunk < 1:
+            raise ValueError(f"{directory / 'meta' / 'info.json'}: chunks_size must be a positive number, is {chunk!r}")
+        self._chunk = chunk
         # A file that lies elsewhere than its number says is not found, and so reported as missing.
-        pattern = re.sub(r"\\\{episode_index[^{}]*\\\}", r"(?P<episode>\\d+)", re.escape(template), count=1)
-        pattern = re.sub(r"\\\{[^{}]*\\\}", r"\\d+", pattern)
-        found = set()
-        for path in directory.glob(re.sub(r"\{[^{}]*\}", "*", template)):
-            match = re.fullmatch(pattern, path.relative_to(directory).as_posix())
-            if match and "episode" in match.groupdict() and self._data(int(match["episode"])) == path:
-                found.add(int(match["episode"]))
+        numbers = (
+            (int(digits.group()), path)
+            for path in self._paths.find("data_path")
+            if (digits := re.search(r"\d+$", path.stem))
+        )
+        found = {number for number, path in numbers if path == self._data(number)}
         if not found:
-            raise FileNotFoundError(f"{directory} has no episode at {template}, as its meta/info.json says")
+            template = self._paths.templates["data_path"]
+            raise FileNotFoundError(f"{directory} has no episode at {template}, where its meta/info.json puts them")
         self.numbers = np.array(sorted(found), np.int64)
         self.problems: list[str] = []
-        pattern = str(self._paths.templates["video_path"]).replace("{video_key}", "\0")
-        pattern = re.sub(r"\{[^{}]*\}", "*", pattern)
-        videos = {key: sum(1 for _ in directory.glob(pattern.replace("\0", glob.escape(key)))) for key in keys}
+        videos = {key: sum(1 for _ in self._paths.find("video_path", video_key=key)) for key in keys}
         self.keys = _with_files(videos, self.problems)
         compare(self.problems, info, "total_videos", sum(videos.values()))
         listed = {}
@@ -214,32 +213,31 @@ class SharedFiles:
     shared = True
 
     def __init__(self, directory: pathlib.Path, info: dict[str, Any], keys: Sequence[str]):
-        self._paths = _Paths(directory, info)
-        paths = sorted((directory / "meta" / "episodes").glob("*/*.parquet"))
+        self._paths = _Paths(directory, info, keys)
+        self._folder = directory / "meta" / "episodes"
+        paths = sorted(self._folder.glob("*/*.parquet"))
         if not paths:
-            raise FileNotFoundError(
-                f"{directory / 'meta' / 'episodes'} has no */*.parquet, which says where episodes lie"
-            )
-        columns = ["episode_index", "data/chunk_index", "data/file_index"]
-        fields = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+            raise FileNotFoundError(f"{self._folder} has no */*.parquet, which says where the episodes lie")
         self.problems: list[str] = []
         names = pq.read_schema(paths[0]).names
-        self.keys = _with_files({key: f"videos/{key}/{fields[0]}" in names for key in keys}, self.problems)
-        columns += [f"videos/{key}/{field}" for key in self.keys for field in fields]
+        self.keys = _with_files({key: f"videos/{key}/file_index" in names for key in keys}, self.problems)
+        columns = ["episode_index", "data/chunk_index", "data/file_index"]
+        for field in ("chunk_index", "file_index", "from_timestamp", "to_timestamp"):
+            columns += [f"videos/{key}/{field}" for key in self.keys]
         tables = [read_table(path, columns, optional=["length"]) for path in paths]
         table = pa.concat_tables(tables, promote_options="default").sort_by("episode_index")
-        if any(table[name].null_count for name in columns):
-            raise ValueError(f"{paths[0].parent.parent}: an episode has no value of {', '.join(columns)}")
+        incomplete = [name for name in columns if table[name].null_count]
+        if incomplete:
+            raise ValueError(f"{self._folder}: an episode has no value of {incomplete[0]}")
         self._columns = {name: table[name].to_numpy() for name in columns}
         self.numbers = self._columns["episode_index"].astype(np.int64)
-        if not len(self.numbers) or (np.diff(self.numbers) == 0).any():
-            raise ValueError(
-                f"{paths[0].parent.parent} lists {'an episode twice' if len(self.numbers) else 'no episode'}"
-            )
-        lengths = (
-            table["length"].fill_null(-1).to_numpy() if "length" in table.column_names else np.full(len(table), -1)
-        )
-        self.lengths = lengths.astype(np.int64)
+        if not len(self.numbers):
+            raise ValueError(f"{self._folder} lists no episode")
+        if (np.diff(self.numbers) == 0).any():
+            raise ValueError(f"{self._folder} lists an episode twice")
+        self.lengths = np.full(len(table), -1)
+        if "length" in table.column_names:
+            self.lengths = table["length"].fill_null(-1).to_numpy().astype(np.int64)
 
     def data(self, i: int) -> pathlib.Path:
         chunk, file = (int(self._columns[f"data/{field}"][i]) for field in ("chunk_index", "file_index"))
@@ -249,6 +247,9 @@ class SharedFiles:
         at = {field: self._columns[f"videos/{key}/{field}"][i] for field in ("chunk_index", "file_index")}
         path = self._paths.fill("video_path", video_key=key, **{field: int(value) for field, value in at.items()})
         start, stop = (float(self._columns[f"videos/{key}/{edge}_timestamp"][i]) for edge in ("from", "to"))
+        if not 0 <= start <= stop < np.inf:
+            number = self.numbers[i]
+            raise BadEpisode(f"{self._folder}: episode {number} cannot last from {start} s until {stop} s of {path}")
         return Span(path, start, stop)
 
 

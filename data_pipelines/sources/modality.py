@@ -49,14 +49,14 @@ class Modality:
 
     def _slice(self, what: str, name: str) -> Part:
         entry = self._sections[what][name]
-        part = Part(name, entry.get("original_key", _STANDARD_COLUMN[what]), entry.get("start"), entry.get("end"))
+        column, start, stop = entry.get("original_key", _STANDARD_COLUMN[what]), entry.get("start"), entry.get("end")
         where = f"{self._path}: {what} {name!r}"
-        if part.column not in self._features:
-            raise ValueError(f"{where} is cut from {part.column!r}, which meta/info.json does not declare")
-        width = self.width(part.column)
-        if not (isinstance(part.start, int) and isinstance(part.stop, int) and 0 <= part.start < part.stop <= width):
-            raise ValueError(f"{where} must have start and end within the {width} dimensions of {part.column!r}")
-        return part
+        if column not in self._features:
+            raise ValueError(f"{where} is cut from {column!r}, which meta/info.json does not declare")
+        width = self.width(column)
+        if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start < stop <= width):
+            raise ValueError(f"{where} must have start and end within the {width} dimensions of {column!r}")
+        return Part(name, column, start, stop)
 
     def width(self, column: str) -> int:
         """Dimensions of a column; ValueError if it is no vector."""

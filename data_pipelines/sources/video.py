@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import threading
@@ -57,8 +58,13 @@ class _Video:
         if not self.container.streams.video:
             raise BadEpisode(f"{path} holds no video")
         self.stream = self.container.streams.video[0]
+        if self.stream.codec_context is None:
+            raise BadEpisode(f"{path} is in a codec that this installation of PyAV cannot decode")
         self.stream.thread_type = "NONE"
         self.stream.codec_context.thread_count = 1
+        if not self.stream.time_base or not self.stream.average_rate:
+            raise BadEpisode(f"{path} says neither when its frames are shown nor how many there are a second")
+        self.tick, self._half = self.stream.time_base, Fraction(1, 2) / self.stream.average_rate
         self.start = self.stream.start_time or 0
         self._reformatter = av.video.reformatter.VideoReformatter()
 
@@ -70,81 +76,90 @@ class _Video:
             raise BadEpisode(f"{self.path} is damaged: {error.strerror or error}") from None
 
     def _seconds(self, pts: int) -> float:
-        return float((pts - self.start) * self.stream.time_base)
+        return float((pts - self.start) * self.tick)
+
+    def _times(self, packet: av.Packet) -> tuple[int, int]:
+        """Ticks at which its frame is shown, and decoded: never later than it is shown."""
+        if packet.pts is None or packet.dts is None:
+            raise BadEpisode(f"{self.path} stores no times of its frames")
+        return packet.pts, packet.dts
 
     def _packets(self, pts: int) -> Iterator[av.Packet]:
         """Packets in file order from a keyframe shown at or before `pts`, or from the first packet of the file."""
-        at, first = pts, None
+        at, first = pts, None  # first: decoding time of the packet at which the last attempt arrived
         while True:
             self.container.seek(at, stream=self.stream)
             packets = self.container.demux(self.stream)
             packet = next((p for p in packets if p.size and p.is_keyframe), None)
             if packet is None:
                 raise BadEpisode(f"{self.path} has no keyframe before {self._seconds(pts):.6g} s")
-            if packet.pts is None or packet.dts is None:
-                raise BadEpisode(f"{self.path} stores no times of its frames")
             # Containers look for a decoding time, which may belong to a keyframe that is shown too late.
-            if packet.pts <= pts or packet.dts == first:
+            shown, decoded = self._times(packet)
+            if shown <= pts or decoded == first:
                 break
-            at, first = min(at, packet.dts) - 1, packet.dts
+            at, first = min(at, decoded) - 1, decoded
         yield packet
         yield from packets
 
     def index(self, start: float | None, stop: float | None) -> FrameIndex:
-        margin = Fraction(1, 2) / self.stream.average_rate if self.stream.average_rate else 0
-        first = self.start if start is None else self._ticks(Fraction(start) - margin)
-        last = None if stop is None else self._ticks(Fraction(stop) - margin)
+        # Times are rounded where they are written down: what is nearer than half a frame is meant.
+        first = self.start if start is None else self._ticks(Fraction(start) - self._half)
+        last = None if stop is None else self._ticks(Fraction(stop) - self._half)
         found: list[tuple[int, bool]] = []
         with self._explained():
             for packet in self._packets(first):
                 if not packet.size or packet.is_discard:
                     continue
-                if packet.pts is None or packet.dts is None:
-                    raise BadEpisode(f"{self.path} stores no times of its frames")
-                if last is not None and packet.dts >= last:  # nothing is shown before it is decoded
+                shown, decoded = self._times(packet)
+                if last is not None and decoded >= last:
                     break
                 if packet.is_corrupt:
-                    raise BadEpisode(f"{self.path} is cut off at {self._seconds(packet.pts):.6g} s")
-                if (start is None or packet.pts >= first) and (last is None or packet.pts < last):
-                    found.append((packet.pts, packet.is_keyframe))
+                    raise BadEpisode(f"{self.path} is cut off at {self._seconds(shown):.6g} s")
+                if (start is None or shown >= first) and (last is None or shown < last):
+                    found.append((shown, packet.is_keyframe))
         found.sort()
         pts = np.array([pts for pts, _ in found], np.int64)
         if (np.diff(pts) <= 0).any():
             raise BadEpisode(f"{self.path} shows two frames at the same time")
         keyframes = np.flatnonzero([is_keyframe for _, is_keyframe in found])
-        return FrameIndex(pts, keyframes, self.stream.time_base, (self.stream.height, self.stream.width))
+        return FrameIndex(pts, keyframes, self.tick, (self.stream.height, self.stream.width))
 
     def _ticks(self, seconds: Fraction) -> int:
-        return self.start + round(seconds / self.stream.time_base)
+        return self.start + round(seconds / self.tick)
 
-    def _decoded(self, pts: int) -> Iterator[av.VideoFrame]:
-        """Frames in order of presentation, from a keyframe shown at or before `pts`."""
-        key = None
-        for packet in self._packets(pts):
-            key = packet.pts if key is None else key
+    def _decoded(self, pts: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """(pts, frame) in order of presentation, from a keyframe shown at or before `pts`."""
+        packets = self._packets(pts)
+        keyframe = next(packets)
+        key, _ = self._times(keyframe)
+        for packet in itertools.chain([keyframe], packets):
             for frame in packet.decode():
                 # What is shown before its keyframe may refer to frames that were not decoded.
                 if frame.pts is not None and frame.pts >= key:
-                    yield frame
+                    yield frame.pts, frame
 
     def read(self, index: FrameIndex, which: Sequence[int]) -> np.ndarray:
-        images: dict[int, np.ndarray] = {}
-        frames: Iterator[av.VideoFrame] = iter(())
+        out = np.empty((len(which), *index.size, 3), np.uint8)
+        places: dict[int, list[int]] = {}
+        for place, i in enumerate(which):
+            places.setdefault(i, []).append(place)
+        frames: Iterator[tuple[int, av.VideoFrame]] = iter(())
         at = None
         with self._explained():
-            for i in sorted(set(which)):
+            for i in sorted(places):
                 pts = int(index.pts[i])
                 before = int(np.searchsorted(index.keyframes, i, side="right")) - 1
                 keyframe = int(index.keyframes[before]) if before >= 0 else -1
                 if at is None or keyframe > at + _WORTH_A_SEEK:
                     frames = self._decoded(pts)
-                frame = next((frame for frame in frames if frame.pts >= pts), None)
-                if frame is None or frame.pts != pts or frame.is_corrupt:
+                shown, frame = next((found for found in frames if found[0] >= pts), (None, None))
+                at = i
+                if frame is None or shown != pts or frame.is_corrupt:
                     raise BadEpisode(f"{self.path} is damaged: the frame at {self._seconds(pts):.6g} s does not decode")
-                images[i], at = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray(), i
-        if any(image.shape[:2] != index.size for image in images.values()):
-            raise BadEpisode(f"{self.path} changes its size in the middle")
-        return np.stack([images[i] for i in which]) if images else np.empty((0, *index.size, 3), np.uint8)
+                if (frame.height, frame.width) != index.size:
+                    raise BadEpisode(f"{self.path} changes its size at {self._seconds(pts):.6g} s")
+                out[places[i]] = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return out
 
     def close(self) -> None:
         self.container.close()
