@@ -25,7 +25,7 @@ def utf8(data: bytes | bytearray | memoryview | str, what: str) -> str:
     try:
         # HDF5 and csv readers hand undecodable bytes on as lone surrogates.
         return (data.encode() if isinstance(data, str) else bytes(data)).decode()
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise ValueError(f"{what} is not UTF-8 text ({error.reason} at {error.start})") from None
 
 

@@ -39,7 +39,7 @@ def _crc_tables() -> tuple[np.ndarray, list[np.ndarray]]:
     return pairs, zeros
 
 
-def _after_zeros(table: np.ndarray, remainder: np.ndarray) -> np.ndarray:
+def _after_zeros(table: np.ndarray, remainder):
     return table[0][remainder & 0xFFFF] ^ table[1][remainder >> 16]
 
 

@@ -12,6 +12,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import pathlib
 import re
 import threading
@@ -60,7 +61,8 @@ class Rlds:
         self.directory = pathlib.Path(directory)
         info, features = (_read_json(self.directory / file) for file in ("dataset_info.json", "features.json"))
         self.name, self.split = str(info.get("name", self.directory.parent.name)), split
-        self.problems: list[str] = []
+        self._wrong: list[str] = []  # of the metadata as a whole
+        self._counted: dict[str, set[int]] = {}  # problem -> episodes that have it
         if not isinstance(layout, RldsLayout):
             if (layout or self.name) not in LAYOUTS:
                 raise ValueError(
@@ -69,7 +71,7 @@ class Rlds:
                 )
             layout = LAYOUTS[layout or self.name]
         self.layout = layout
-        self._check_features(dict(_leaves(features, "")))
+        self._widths = self._check_features(dict(_leaves(features, "")))
         self._check_sums = check_sums
         self._files = self._open_files(info)
         self._ends = np.cumsum([len(file) for file in self._files])
@@ -89,8 +91,9 @@ class Rlds:
         self.__dict__.update(state)
         self._reset()
 
-    def _check_features(self, leaves: dict[str, dict]) -> None:
-        layout, where = self.layout, self.directory / "features.json"
+    def _check_features(self, leaves: dict[str, dict]) -> dict[str, int]:
+        """{key: numbers a step} of what the layout names; 0 for images and texts."""
+        layout, where, widths = self.layout, self.directory / "features.json", {}
         for key in (*layout.cameras, *layout.state, *layout.action, *layout.instructions):
             if (leaf := leaves.get(f"steps/{key}")) is None:
                 raise ValueError(f"{where} has no feature 'steps/{key}', only {sorted(leaves)}")
@@ -98,6 +101,11 @@ class Rlds:
                 raise ValueError(f"{where}: 'steps/{key}' is a sequence or is encoded: such features are not read")
             if (key in layout.cameras) != ("image" in leaf):
                 raise ValueError(f"{where}: 'steps/{key}' is {'not ' * (key in layout.cameras)}an image")
+            sizes = [int(size) for size in leaf.get("tensor", {}).get("shape", {}).get("dimensions", [])]
+            if any(size < 1 for size in sizes):
+                raise ValueError(f"{where}: 'steps/{key}' has the shape {sizes}: steps of any size are not read")
+            widths[key] = math.prod(sizes) if "tensor" in leaf else 0
+        return widths
 
     def _open_files(self, info: dict) -> list[RecordFile]:
         splits = {str(split.get("name")): split for split in info.get("splits", [])}
@@ -117,16 +125,20 @@ class Rlds:
         if len(totals) > 1:
             raise ValueError(f"{self.directory} mixes files of several conversions: {pattern!r} with {sorted(totals)}")
         if len(numbered) != (total := totals.pop()):
-            self.problems.append(f"{len(numbered)} of the {total} files of {self.split!r} are there")
+            self._wrong.append(f"{len(numbered)} of the {total} files of {self.split!r} are there")
         said = [int(length) for length in split.get("shardLengths", [])]
-        files = []
+        files: list[RecordFile] = []
         for path, (number, _) in numbered.items():
             files.append(_FILES[kind](path))
             if number < len(said) and len(files[-1]) != said[number]:
-                self.problems.append(
-                    f"{path.name} has {len(files[-1])} episodes, dataset_info.json says {said[number]}"
-                )
+                self._wrong.append(f"{path.name} has {len(files[-1])} episodes, dataset_info.json says {said[number]}")
         return files
+
+    @property
+    def problems(self) -> list[str]:
+        """What the metadata said that the files do not, that of single episodes counted as far as they were read."""
+        counted = [f"{problem} ({len(episodes)} episodes)" for problem, episodes in list(self._counted.items())]
+        return self._wrong + counted
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -175,10 +187,12 @@ class Rlds:
 
     def _rows(self, i: int, key: str, frames: int) -> np.ndarray:
         """[N, dims], in the dtype stored."""
-        values = self._feature(i, f"steps/{key}").numbers()
-        if not len(values) or len(values) % frames:
-            raise ValueError(f"has {len(values)} numbers in 'steps/{key}' for {frames} steps")
-        return values.reshape(frames, -1)
+        values, width = self._feature(i, f"steps/{key}").numbers(), self._widths[key]
+        if len(values) != frames * width:
+            raise ValueError(
+                f"has {len(values)} numbers in 'steps/{key}', {frames} steps of {width} need {frames * width}"
+            )
+        return values.reshape(frames, width)
 
     def _texts(self, i: int, key: str, frames: int) -> list[str]:
         """One a step."""
@@ -203,6 +217,7 @@ class Rlds:
                 for key, feature in sorted(self._features(i).items())
                 if key.startswith("episode_metadata/")
             }
+            self._count_lies(i, images, metadata)
             extra: dict[str, Any] = {"episode_metadata": metadata}
             if len(spoken) > 1:
                 extra["paraphrases"] = [texts[0] for texts in spoken[1:]]
@@ -215,15 +230,25 @@ class Rlds:
             instruction = spoken[0][0] if spoken else ""
             return About(episode, frames, layout.fps, cameras, instruction, instruction, success, extra)
 
+    def _count_lies(self, i: int, images: dict[str, list[memoryview]], metadata: dict[str, Any]) -> None:
+        """Flags that the steps contradict; none of them is used."""
+        for key, data in images.items():
+            flag = f"has_{_camera(key)}"
+            if metadata.get(flag) == 0 and any(image != data[0] for image in data):
+                self._counted.setdefault(f"{flag} is false where there are images", set()).add(i)
+        ends = self._features(i).get("steps/is_last")
+        if ends is not None and ends.kind == "int64" and not ends.numbers()[-1:].any():
+            self._counted.setdefault("is_last is not set at the last step", set()).add(i)
+
     def lowdim(self, i: int) -> LowDim:
         episode = self._id(i)
         with blamed_on(episode):
             frames = len(self._images(i, self.layout.cameras[0]))
-            arrays = [
+            state, action = (
                 np.concatenate([self._rows(i, key, frames) for key in keys], 1).astype(np.float32) if keys else None
                 for keys in (self.layout.state, self.layout.action)
-            ]
-            return check_lowdim(episode, frames, LowDim(*arrays))
+            )
+            return check_lowdim(episode, frames, LowDim(state, action))
 
     def frames(self, i: int, camera: str, which: Sequence[int]) -> np.ndarray:
         episode, keys = self._id(i), {_camera(key): key for key in self.layout.cameras}
@@ -243,7 +268,7 @@ class Rlds:
                 if image.size != (w, h):
                     raise ValueError(f"'steps/{key}' changes its size to {image.size} at step {number}")
                 try:
-                    frames[row] = image
+                    frames[row] = np.asarray(image)
                 except (OSError, SyntaxError) as error:
                     raise ValueError(f"'steps/{key}' cannot be decoded at step {number}: {error}") from None
             return frames

@@ -57,7 +57,9 @@ def features_json(values):
             image = value[:1] and value[0][:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0")
             leaf = {"image": {"dtype": "uint8", "encodingFormat": "png"}} if image else {"text": {}}
         else:
-            leaf = {"tensor": {"shape": {}, "dtype": str(np.asarray(value).dtype), "encoding": "none"}}
+            value = np.asarray(value)
+            shape = {"dimensions": [str(size) for size in value.shape[1:]]} if value.ndim > 1 else {}
+            leaf = {"tensor": {"shape": shape, "dtype": str(value.dtype), "encoding": "none"}}
         node["featuresDict"]["features"][name] = leaf
     return root
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.episode import check_episode
-from data_pipelines.sources.hdf5 import Hdf5Layout, Hdf5Demos
+from data_pipelines.sources.hdf5 import Hdf5Demos, Hdf5Layout
 from data_pipelines.sources.source import BadEpisode, read_episode
 
 ROWS = 5

@@ -83,13 +83,13 @@ def test_bridge_is_read_as_it_is(bridge):
     check_episode(read_episode(source, 3, ["image_0"], embodiment="widowx"))
 
 
-def test_flags_of_bridge_are_not_believed(bridge):
+def test_flags_of_bridge_are_counted_and_not_believed(bridge):
     source = Rlds(bridge)
-    metadata = source.about(0).extra["episode_metadata"]
-    assert metadata["has_image_0"] == 0 and source.frames(0, "image_0", [0]).std() > 20
-    # No episode has a step that is marked as the last, and all have ten steps.
-    assert not any(source._features(i)["steps/is_last"].numbers().any() for i in range(25))
     assert {source.about(i).frames for i in range(25)} == {10}
+    assert source.about(0).extra["episode_metadata"]["has_image_0"] == 0
+    assert source.frames(0, "image_0", [0]).std() > 20
+    assert "has_image_0 is false where there are images (25 episodes)" in source.problems
+    assert "is_last is not set at the last step (25 episodes)" in source.problems
 
 
 def test_both_splits_of_bridge_hold_the_same_records(bridge):
@@ -231,7 +231,8 @@ def put(key, change):
             put("steps/action", lambda a: np.where(np.arange(4)[:, None] == 2, np.nan, a)),
             "action is not finite at frame 2",
         ),
-        (put("steps/action", lambda a: a.ravel()[:7]), "has 7 numbers in 'steps/action' for 4 steps"),
+        (put("steps/action", lambda a: a.ravel()[:7]), "has 7 numbers in 'steps/action', 4 steps of 2 need 8"),
+        (put("steps/action", lambda a: a[:, :1]), "has 4 numbers in 'steps/action', 4 steps of 2 need 8"),
         (put("steps/action", lambda _: [b"x"]), "holds bytes, not numbers"),
         (put("steps/text", lambda _: [b"pick \xff up"] * 4), "'steps/text' is not UTF-8 text"),
         (put("steps/text", lambda t: t[:2]), "has 2 texts in 'steps/text' for 4 steps"),
