@@ -24,6 +24,10 @@ class RldsLayout:
     success_path: str = ""
     """feature below `episode_metadata/`, a path that contains the word "success" if the episode succeeded"""
 
+    def __post_init__(self):
+        if not self.cameras or self.fps <= 0:
+            raise ValueError(f"an RLDS layout needs a camera and a control rate, got {self.cameras} at {self.fps} Hz")
+
 
 def _observed(*names: str) -> tuple[str, ...]:
     return tuple(f"observation/{name}" for name in names)

@@ -6,7 +6,6 @@ Features.feature 1 with key 1 and value 2, Feature.bytes_list 1, float_list 2, i
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -111,6 +110,6 @@ def read_example(data: memoryview) -> dict[str, Feature]:
                         for kind, _, c, d in _fields(data, a, b):
                             feature = Feature(data, kind, c, d)
                 features[name] = feature
-    except (ValueError, struct.error) as error:
+    except ValueError as error:
         raise ValueError(f"is not a tf.train.Example: {error}") from None
     return features

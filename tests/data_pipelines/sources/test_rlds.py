@@ -62,7 +62,8 @@ def bridge(shared_samples):
 
 @pytest.fixture(scope="module")
 def tfds_builder():
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     return tfds.builder_from_directory
 
 
@@ -301,6 +302,8 @@ def test_datasets_that_cannot_be_read_are_refused(tmp_path):
         Rlds(tmp_path)
     with pytest.raises(ValueError, match="no layout is known for 'toy'"):
         Rlds(directory)
+    with pytest.raises(ValueError, match="needs a camera and a control rate"):
+        dataclasses.replace(LAYOUT, cameras=())
     with pytest.raises(ValueError, match="has no split 'test', only"):
         Rlds(directory, "test", LAYOUT)
     with pytest.raises(ValueError, match="has no feature 'steps/observation/depth'"):
