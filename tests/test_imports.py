@@ -39,6 +39,7 @@ FORBIDDEN = {
 }
 # Heavy modules, and the only files (or folders) of the libraries that are about them.
 HEAVY = {
+    "h5py": ("data_pipelines/sources/hdf5.py", "data_pipelines/sources/egodex.py"),
     "matplotlib": ("wam/evaluation/plots.py", "wam/evaluation/report.py"),
     "websockets": ("wam/serving/",),
     "mujoco": ("wam/envs/",),

@@ -1,0 +1,1 @@
+"""Foreign datasets in place: one face, one file a format. Nothing here writes."""
