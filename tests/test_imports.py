@@ -41,6 +41,8 @@ FORBIDDEN = {
 HEAVY = {
     "matplotlib": ("wam/evaluation/plots.py", "wam/evaluation/report.py"),
     "websockets": ("wam/serving/",),
+    "av": ("data_pipelines/sources/video.py",),
+    "pyarrow": ("data_pipelines/sources/lerobot",),
     "mujoco": ("wam/envs/",),
     "metaworld": ("wam/envs/",),
     "gymnasium": ("wam/envs/",),
