@@ -42,6 +42,8 @@ HEAVY = {
     "h5py": ("data_pipelines/sources/hdf5.py", "data_pipelines/sources/egodex.py"),
     "matplotlib": ("wam/evaluation/plots.py", "wam/evaluation/report.py"),
     "websockets": ("wam/serving/",),
+    "av": ("data_pipelines/sources/video.py",),
+    "pyarrow": ("data_pipelines/sources/lerobot",),
     "mujoco": ("wam/envs/",),
     "metaworld": ("wam/envs/",),
     "gymnasium": ("wam/envs/",),

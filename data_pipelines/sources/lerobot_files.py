@@ -135,15 +135,16 @@ def compare(problems: list[str], info: dict[str, Any], field: str, found: int) -
 
 
 class _Paths:
-    """The path templates of meta/info.json."""
+    """The path templates of meta/info.json, which may use these numbers and, for videos, `video_key`."""
 
-    def __init__(self, directory: pathlib.Path, info: dict[str, Any], keys: Sequence[str]):
+    def __init__(self, directory: pathlib.Path, info: dict[str, Any], keys: Sequence[str], numbers: Sequence[str]):
         self.directory, self.info_path = directory, directory / "meta" / "info.json"
         self.templates: dict[str, str] = {}
         for field in ["data_path", *(["video_path"] if keys else [])]:
             if not isinstance(info.get(field), str):
                 raise ValueError(f"{self.info_path} lacks {field}, the template of paths")
             self.templates[field] = info[field]
+            self.fill(field, **dict.fromkeys(numbers, 0), **({"video_key": ""} if field == "video_path" else {}))
 
     def fill(self, field: str, **values) -> pathlib.Path:
         template = self.templates[field]
@@ -166,7 +167,7 @@ class EpisodeFiles:
     shared = False
 
     def __init__(self, directory: pathlib.Path, info: dict[str, Any], keys: Sequence[str]):
-        self._paths = _Paths(directory, info, keys)
+        self._paths = _Paths(directory, info, keys, ("episode_chunk", "episode_index"))
         chunk = info.get("chunks_size")
         if not isinstance(chunk, int) or chunk < 1:
             raise ValueError(f"{directory / 'meta' / 'info.json'}: chunks_size must be a positive number, is {chunk!r}")
@@ -213,7 +214,7 @@ class SharedFiles:
     shared = True
 
     def __init__(self, directory: pathlib.Path, info: dict[str, Any], keys: Sequence[str]):
-        self._paths = _Paths(directory, info, keys)
+        self._paths = _Paths(directory, info, keys, ("chunk_index", "file_index"))
         self._folder = directory / "meta" / "episodes"
         paths = sorted(self._folder.glob("*/*.parquet"))
         if not paths:

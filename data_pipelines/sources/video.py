@@ -78,15 +78,14 @@ class _Video:
     def _seconds(self, pts: int) -> float:
         return float((pts - self.start) * self.tick)
 
-    def _times(self, packet: av.Packet) -> tuple[int, int]:
-        """Ticks at which its frame is shown, and decoded: never later than it is shown."""
-        if packet.pts is None or packet.dts is None:
+    def _shown(self, packet: av.Packet) -> int:
+        if packet.pts is None:
             raise BadEpisode(f"{self.path} stores no times of its frames")
-        return packet.pts, packet.dts
+        return packet.pts
 
     def _packets(self, pts: int) -> Iterator[av.Packet]:
         """Packets in file order from a keyframe shown at or before `pts`, or from the first packet of the file."""
-        at, first = pts, None  # first: decoding time of the packet at which the last attempt arrived
+        at, arrived = pts, None
         while True:
             self.container.seek(at, stream=self.stream)
             packets = self.container.demux(self.stream)
@@ -94,10 +93,10 @@ class _Video:
             if packet is None:
                 raise BadEpisode(f"{self.path} has no keyframe before {self._seconds(pts):.6g} s")
             # Containers look for a decoding time, which may belong to a keyframe that is shown too late.
-            shown, decoded = self._times(packet)
-            if shown <= pts or decoded == first:
+            shown = self._shown(packet)
+            if shown <= pts or shown == arrived:
                 break
-            at, first = min(at, decoded) - 1, decoded
+            at, arrived = min(at, shown if packet.dts is None else packet.dts) - 1, shown
         yield packet
         yield from packets
 
@@ -110,9 +109,9 @@ class _Video:
             for packet in self._packets(first):
                 if not packet.size or packet.is_discard:
                     continue
-                shown, decoded = self._times(packet)
-                if last is not None and decoded >= last:
-                    break
+                shown = self._shown(packet)
+                if last is not None and packet.dts is not None and packet.dts >= last:
+                    break  # nothing is decoded after it is shown
                 if packet.is_corrupt:
                     raise BadEpisode(f"{self.path} is cut off at {self._seconds(shown):.6g} s")
                 if (start is None or shown >= first) and (last is None or shown < last):
@@ -131,7 +130,7 @@ class _Video:
         """(pts, frame) in order of presentation, from a keyframe shown at or before `pts`."""
         packets = self._packets(pts)
         keyframe = next(packets)
-        key, _ = self._times(keyframe)
+        key = self._shown(keyframe)
         for packet in itertools.chain([keyframe], packets):
             for frame in packet.decode():
                 # What is shown before its keyframe may refer to frames that were not decoded.
