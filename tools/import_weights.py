@@ -3,6 +3,7 @@
     python -m tools.import_weights --from wan2.1-1.3b --src DIRECTORY_OR_FILE --out weights/wan2.1-1.3b
     python -m tools.import_weights --from wan2.2-5b --src Wan-AI/Wan2.2-TI2V-5B-Diffusers/transformer --out weights/5b
     python -m tools.import_weights --from umt5-xxl --src DIRECTORY --out weights/umt5-xxl
+    python -m tools.import_weights --from dreamzero-14b --src CHECKPOINT --out weights/dreamzero-14b
 
 Prints every tensor with its shape, its dtype and its place in ours. A tensor too many, one too few, another shape or a
 quantised dtype is refused by name, and nothing is written. `--src` may be the id of a repository on the hub, with a

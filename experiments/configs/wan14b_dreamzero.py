@@ -5,7 +5,7 @@
     python -m experiments.train   --config=experiments/configs/wan14b_dreamzero.py --workdir=runs/wan14b_dreamzero
     python tools/plan.py          --config=experiments/configs/wan14b_dreamzero.py --mesh data=4,fsdp=32
 
-    parameters  14.3 B, all trained (`i2v`: 16.4 B); 3,921 tokens a sample
+    parameters  14.3 B, all trained (`i2v`: 16.4 B, `released`: 16.5 B); 3,921 tokens a sample
     step        41.2 PFLOP for 128 samples: 0.81 s on 128 H100 at 40 % MFU (v5p 1.75 s, GB200 0.32 s)
     a device    14 GB, of them 5.2 GB activations (remat full): fits an H100 and a v6e
 

@@ -5,7 +5,7 @@
     python -m experiments.train   --config=experiments/configs/wan5b_dreamzero.py --workdir=runs/wan5b_dreamzero
     python tools/plan.py          --config=experiments/configs/wan5b_dreamzero.py --mesh data=1,fsdp=32
 
-    parameters  5.00 B, all trained; 849 tokens a sample
+    parameters  5.00 B, all trained (`released`: 5.61 B); 849 tokens a sample
     step        3.19 PFLOP for 128 samples: 0.25 s on 32 H100 at 40 % MFU (v5p 0.54 s, GB200 0.10 s)
     a device    6.2 GB, of them 3.0 GB activations (remat full): fits an H100 and a v6e
 

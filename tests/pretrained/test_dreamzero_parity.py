@@ -156,11 +156,13 @@ W2 = f"{PREFIX}action_encoder.W2.W"
         ({f"{PREFIX}state_encoder.layer1.W": None},
          "this is no checkpoint of DreamZero: it lacks 'action_head.model.state_encoder.layer1.W'"),
         ({W2: torch.ones(3, 80, 40)}, f"'{W2}' has shape [3, 80, 40], expected [1, 80, 40]"),
+        ({f"{PREFIX}action_encoder.W1.W": torch.ones(5, 40)},
+         "'action_head.model.action_encoder.W1.W' has shape [5, 40], expected 3 axes"),
         ({f"{PREFIX}registers": torch.ones(3)}, "has, beyond the map, 'action_head.model.registers'"),
         ({"action_head.mask_token": torch.ones(3)}, "has, beyond the map, 'action_head.mask_token'"),
         ({f"{PREFIX}blocks.0.self_attn.q.lora_A.default.weight": torch.ones(3)}, "merge them into the weights first"),
     ],
-    ids=["missing", "missing size", "embodiments", "unknown of the model", "unknown beside it", "adapters"],
+    ids=["missing", "missing size", "embodiments", "axes", "unknown of the model", "unknown beside it", "adapters"],
 )  # fmt: skip
 def test_a_checkpoint_that_is_not_as_expected_is_refused(tmp_path, change, said):
     tensors = {name: x for name, x in (checkpoint(reference(TINY)) | change).items() if x is not None}

@@ -4,9 +4,10 @@ A checkpoint is a Wan trunk in the naming of its first release, with modules for
 `PREFIX`; the frozen encoders and the autoencoder that it carries along are left out, by `FROZEN`. Weights of the
 modules are [embodiments, in, out], as here. Releases hold one set, whatever the embodiment.
 
-The network is that of the class `CausalWanModel` under teacher forcing: state tokens see themselves alone, which a
-later variant of that class replaces by zeros. Sampling there differs from training there in one point, which is not
-reproduced: queries of the state then see the actions and the video too.
+The network is that of the class `CausalWanModel` in the main release, under teacher forcing, with a window as long as
+the clip. State tokens are encoded states and see themselves alone; a variant in circulation puts zeros in their place.
+Sampling there differs from training there in one point, which is not reproduced: queries of the state then see the
+actions and the video too.
 
 A trunk made to have its first frame in every patch (14B) reads a `guide`; both sizes attend to an `image`.
 """
@@ -101,7 +102,7 @@ def heads_of(config: Mapping[str, Any] | None, source: Path) -> int:
     node: Any = config
     for key in ("action_head_cfg", "config", "diffusion_model_cfg", "num_heads"):
         node = node.get(key) if isinstance(node, Mapping) else None
-    if not isinstance(node, int):
+    if not isinstance(node, int) or node < 1:
         raise ValueError(
             f"{source} has no config.json with action_head_cfg.config.diffusion_model_cfg.num_heads: say which release "
             f"it is, as --from {min(RELEASED)}"
@@ -120,26 +121,31 @@ def read(tensors: TensorFiles, heads: int) -> DreamZeroConfig:
             f"this checkpoint holds adapters beside the weights ({adapters[0]!r}): merge them into the weights first"
         )
 
-    def shape(name: str) -> tuple[int, ...]:
+    def shape(name: str, axes: int) -> tuple[int, ...]:
         if PREFIX + name not in tensors.info:
             raise ValueError(f"this is no checkpoint of DreamZero: it lacks {PREFIX + name!r}")
-        return tensors.info[PREFIX + name].shape
+        found = tensors.info[PREFIX + name].shape
+        if len(found) != axes:
+            raise ValueError(f"{PREFIX + name!r} has shape {[*found]}, expected {axes} axes")
+        return found
 
-    width, channels, *patch = shape("patch_embedding.weight")
+    width, channels, *patch = shape("patch_embedding.weight", 5)
+    if width % heads:
+        raise ValueError(f"this checkpoint is {width} wide, which {heads} attention heads do not divide")
     numbers = [re.match(re.escape(PREFIX) + r"blocks\.(\d+)\.", name) for name in tensors]
-    image_dim = shape("img_emb.proj.1.weight")[1] if f"{PREFIX}img_emb.proj.1.weight" in tensors.info else None
-    embodiments, action_dim, _ = shape("action_encoder.W1.W")
-    _, state_dim, code_width = shape("state_encoder.layer1.W")
+    image_dim = shape("img_emb.proj.1.weight", 2)[1] if f"{PREFIX}img_emb.proj.1.weight" in tensors.info else None
+    embodiments, action_dim, _ = shape("action_encoder.W1.W", 3)
+    _, state_dim, code_width = shape("state_encoder.layer1.W", 3)
     return DreamZeroConfig(
         num_attention_heads=heads,
         attention_head_dim=width // heads,
         num_layers=len({match.group(1) for match in numbers if match}),
-        ffn_dim=shape("blocks.0.ffn.0.weight")[0],
+        ffn_dim=shape("blocks.0.ffn.0.weight", 2)[0],
         in_channels=channels,
-        out_channels=shape("head.head.weight")[0] // (patch[0] * patch[1] * patch[2]),
+        out_channels=shape("head.head.weight", 2)[0] // (patch[0] * patch[1] * patch[2]),
         patch_size=(patch[0], patch[1], patch[2]),
-        text_dim=shape("text_embedding.0.weight")[1],
-        freq_dim=shape("time_embedding.0.weight")[1],
+        text_dim=shape("text_embedding.0.weight", 2)[1],
+        freq_dim=shape("time_embedding.0.weight", 2)[1],
         cross_attn_norm=f"{PREFIX}blocks.0.norm3.weight" in tensors.info,
         image_dim=image_dim,
         added_kv_proj_dim=width if image_dim else None,
