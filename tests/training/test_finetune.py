@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from tests.helpers import SMALL, small_batch, small_tokenizer
 from tests.pretrained.files import CONFIG, random_trunk, release
 from wam.config import FinetuneConfig, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from wam.models import lora
+from wam.pretrained import dreamzero, loading
+from wam.pretrained.dreamzero import DreamZeroConfig
 from wam.pretrained.imported import import_model
 from wam.pretrained.mapping import flatten, unflatten
 from wam.pretrained.wan_forward import wan_forward
@@ -81,6 +84,26 @@ def test_a_checkpoint_is_completed_by_its_trunk(tuned):
     assert {p: x.shape for p, x in whole.items()} == {p: x.shape for p, x in flatten(shapes).items()}
     assert np.array_equal(whole["blocks.video.down.kernel"], random_trunk()["blocks.video.down.kernel"])
     assert not np.array_equal(whole["blocks.video.up.kernel"], random_trunk()["blocks.video.up.kernel"])
+
+
+def test_a_run_starts_from_a_checkpoint_of_dreamzero(tmp_path):
+    config = DreamZeroConfig(**dataclasses.asdict(CONFIG), action_dim=4, state_dim=4, code_width=12)
+    given = random_trunk(config)
+    pieces = loading.to_foreign(dreamzero.entries(config), given, np.dtype(np.float32))
+    source = release(tmp_path / "release", made=pieces)
+    heads = {"num_heads": config.num_attention_heads}
+    (source / "config.json").write_text(json.dumps({"action_head_cfg": {"config": {"diffusion_model_cfg": heads}}}))
+    import_model("dreamzero", source, tmp_path / "imported")
+    robots = {"embodiments": 3}  # which share the one set of encoders
+    made = trainer(FinetuneConfig(trunk=str(tmp_path / "imported")),
+                   ModelConfig(**{**SMALL, **config.model_fields(), **robots}))  # fmt: skip
+    before = flatten(jax.device_get(made.init(steps=10, seed=0).params))
+    assert all(np.array_equal(before[path], x) for path, x in given.items())
+    losses, state = run(made, steps=2)
+    assert np.isfinite(losses).all()
+    after = flatten(jax.device_get(state.params))
+    for path in ("state_in.hidden.kernel", "action_in.hidden.kernel", "action_out.output.kernel", "video_in.kernel"):
+        assert not np.array_equal(before[path], after[path]), path
 
 
 def test_merged_adapters_compute_the_same_and_come_off_again():
