@@ -351,6 +351,15 @@ def test_a_truncated_shared_video_costs_the_episodes_past_the_cut(tmp_path):
         ({"fps": 0}, "fps must be a positive number, is 0"),
         ({"features": None}, "info.json lacks features"),
         ({"features": {"action": {"dtype": "float32"}}}, "the feature 'action' must have a dtype and a shape"),
+        (
+            {
+                "features": {
+                    "cam": {"dtype": "image", "shape": [8, 8, 3]},
+                    "task_index": {"dtype": "int64", "shape": [1]},
+                }
+            },
+            "the camera 'cam' is kept as images in the parquet files, only videos are read",
+        ),
         ({"chunks_size": None}, "chunks_size must be a positive number, is None"),
         ({"data_path": None}, "info.json lacks data_path"),
         ({"data_path": "data/{shard}.parquet"}, "must have no other fields than"),
@@ -394,6 +403,9 @@ def test_a_table_of_episodes_that_is_incomplete(tmp_path):
         made.write_episodes(root, changed)
         with pytest.raises(ValueError, match=problem):
             LeRobot(root)
+    made.episodes_v30(root).write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"file-000\.parquet is damaged"):
+        LeRobot(root)
     made.episodes_v30(root).unlink()
     with pytest.raises(FileNotFoundError, match="which says where the episodes lie"):
         LeRobot(root)
