@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipelines.sources.source import BadEpisode
+
 CAMERA = "observation.images.front"
 FPS = 10
 LENGTHS = (13, 9, 17)
@@ -178,3 +180,26 @@ def data_v30(root, file):
 
 def video_v30(root, file):
     return root / "videos" / CAMERA / "chunk-000" / f"file-{file:03d}.mp4"
+
+
+def snapshot(source, i):
+    """All that an episode gives, or the reason why it gives nothing."""
+    try:
+        about, lowdim = source.about(i), source.lowdim(i)
+        return (
+            about,
+            lowdim.state.tobytes(),
+            lowdim.action.tobytes(),
+            source.frames(i, CAMERA, range(about.frames)).tobytes(),
+        )
+    except BadEpisode as error:
+        return str(error)
+
+
+def edit(path, change):
+    """Rewrites a parquet file through `change(table) -> table`."""
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def replace(table, name, values):
+    return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
