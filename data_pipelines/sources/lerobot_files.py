@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import json
@@ -77,6 +78,14 @@ def read_lines(path: pathlib.Path, *fields: str) -> Iterator[dict[str, Any]]:
         yield row
 
 
+@contextlib.contextmanager
+def _explained(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise BadEpisode(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+
+
 def read_table(
     path: pathlib.Path, columns: Sequence[str], *, optional: Sequence[str] = (), episode: int | None = None
 ) -> pa.Table:
@@ -94,18 +103,15 @@ def read_table(
     if not path.is_file():
         raise BadEpisode(f"{path} does not exist")
     wanted = [*columns, *(["episode_index"] if episode is not None else [])]
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            missing = [name for name in wanted if name not in names]
-            if missing:
-                raise BadEpisode(f"{path} lacks the column {missing[0]!r}")
-            wanted = list(dict.fromkeys([*wanted, *(name for name in optional if name in names)]))
-            if episode is None:
-                return file.read(wanted, use_threads=False)
-            table = file.read_row_groups(_groups(file.metadata, episode), wanted, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise BadEpisode(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    with _explained(path), pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise BadEpisode(f"{path} lacks the column {missing[0]!r}")
+        wanted = list(dict.fromkeys([*wanted, *(name for name in optional if name in names)]))
+        if episode is None:
+            return file.read(wanted, use_threads=False)
+        table = file.read_row_groups(_groups(file.metadata, episode), wanted, use_threads=False)
     return table.filter(pc.equal(table["episode_index"], episode))
 
 
@@ -220,7 +226,8 @@ class SharedFiles:
         if not paths:
             raise FileNotFoundError(f"{self._folder} has no */*.parquet, which says where the episodes lie")
         self.problems: list[str] = []
-        names = pq.read_schema(paths[0]).names
+        with _explained(paths[0]):
+            names = pq.read_schema(paths[0]).names
         self.keys = _with_files({key: f"videos/{key}/file_index" in names for key in keys}, self.problems)
         columns = ["episode_index", "data/chunk_index", "data/file_index"]
         for field in ("chunk_index", "file_index", "from_timestamp", "to_timestamp"):
@@ -261,7 +268,8 @@ def read_tasks(directory: pathlib.Path) -> tuple[pathlib.Path, dict[int, str]]:
         return lines, {row["task_index"]: row["task"] for row in read_lines(lines, "task_index", "task")}
     if not parquet.is_file():
         return lines, {}
-    table = pq.read_table(parquet, use_threads=False)
+    with _explained(parquet):
+        table = pq.read_table(parquet, use_threads=False)
     # The text was the index of a data frame: its column is called `task`, or has the name of an unnamed index.
     texts = [
         field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)

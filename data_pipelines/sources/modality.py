@@ -66,11 +66,17 @@ class Modality:
         return feature["shape"][0]
 
     def cameras(self, keys: Sequence[str]) -> dict[str, str]:
-        """Name -> video feature, of those `keys` that have files; ValueError if a named camera is not among them."""
+        """Name -> video feature, of those `keys` that have files; ValueError if a camera is not among them."""
         named = {name: entry.get("original_key", name) for name, entry in self._sections["video"].items()}
         for name, key in named.items():
             if key not in keys:
                 raise ValueError(f"{self._path}: the video {name!r} is {key!r}, of which there is no file")
+        images = [key for key, feature in self._features.items() if feature["dtype"] == "image"]
+        if images and not named:
+            raise ValueError(
+                f"{self._path.parent / 'info.json'}: the camera {images[0]!r} is kept as images in the parquet files, "
+                "only videos are read: encode it as video, or name the cameras to read in a modality.json"
+            )
         return named or {key: key for key in keys}
 
     def parts(self, what: str, names: Sequence[str] | None) -> list[Part]:

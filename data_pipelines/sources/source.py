@@ -12,7 +12,7 @@ from data_pipelines.episode import Episode
 from wam.batch import NONE_EMBODIMENT
 
 
-class BadEpisode(ValueError):  # noqa: N818
+class BadEpisode(ValueError):  # noqa: N818 (it is the episode that is bad)
     """What is wrong with one episode, in one sentence; the others are not touched by it."""
 
 
@@ -121,9 +121,8 @@ def read_episode(
     if imitate is None:
         imitate = np.full(N, not free)
     elif imitate.dtype != np.bool_ or imitate.shape != (N,):
-        raise ValueError(
-            f"imitate must be bool [{N}] for episode {about.episode!r}, got {imitate.dtype}{imitate.shape}"
-        )
+        got = f"{imitate.dtype}{list(imitate.shape)}"
+        raise ValueError(f"imitate must be bool [{N}] for episode {about.episode!r}, got {got}")
     state = action = None
     if not free:
         lowdim = source.lowdim(i)

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipelines.sources.source import BadEpisode
+
 CAMERA = "observation.images.front"
 FPS = 10
 LENGTHS = (13, 9, 17)
@@ -37,9 +39,9 @@ def write_video(path, frames, *, codec="libx264", gop=6, fps=FPS, faststart=Fals
 
 
 def decode(path):
-    """Every frame in order, the plain way."""
+    """Every frame in order, the plain way, on one thread."""
     with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        return np.stack([frame.reformat(format="rgb24", threads=1).to_ndarray() for frame in container.decode(video=0)])
 
 
 def vectors(episode):
@@ -178,3 +180,26 @@ def data_v30(root, file):
 
 def video_v30(root, file):
     return root / "videos" / CAMERA / "chunk-000" / f"file-{file:03d}.mp4"
+
+
+def snapshot(source, i):
+    """All that an episode gives, or the reason why it gives nothing."""
+    try:
+        about, lowdim = source.about(i), source.lowdim(i)
+        return (
+            about,
+            lowdim.state.tobytes(),
+            lowdim.action.tobytes(),
+            source.frames(i, CAMERA, range(about.frames)).tobytes(),
+        )
+    except BadEpisode as error:
+        return str(error)
+
+
+def edit(path, change):
+    """Rewrites a parquet file through `change(table) -> table`."""
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def replace(table, name, values):
+    return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))

@@ -10,7 +10,7 @@ from data_pipelines.episode import check_episode
 from data_pipelines.sources.lerobot import LeRobot
 from data_pipelines.sources.source import BadEpisode, read_episode
 from tests.data_pipelines.sources import lerobot_fixture as made
-from tests.data_pipelines.sources.lerobot_fixture import CAMERA, FPS, LENGTHS, TASKS
+from tests.data_pipelines.sources.lerobot_fixture import CAMERA, FPS, LENGTHS, TASKS, edit, replace, snapshot
 
 GR1_LENGTHS = [416, 470, 470, 412, 328]
 
@@ -26,20 +26,6 @@ def expected_frames(root, i):
     frames = made.decode(made.video_v30(root, 0 if i < 2 else 1))
     first = (0, LENGTHS[0], 0)[i]
     return frames[first : first + LENGTHS[i]]
-
-
-def snapshot(source, i):
-    """All that an episode gives, or the reason why it gives nothing."""
-    try:
-        about, lowdim = source.about(i), source.lowdim(i)
-        return (
-            about,
-            lowdim.state.tobytes(),
-            lowdim.action.tobytes(),
-            source.frames(i, CAMERA, range(about.frames)).tobytes(),
-        )
-    except BadEpisode as error:
-        return str(error)
 
 
 def test_both_layouts_give_what_was_written(dataset):
@@ -102,15 +88,6 @@ def test_the_gr1_sample(shared_samples):
         "timestamp does not begin at 0 (5 episodes)",
         "meta/tasks.jsonl lists 'valid', a label of the annotation 'human.validity', as a task (5 episodes)",
     ]
-
-
-def edit(path, change):
-    """Rewrites a parquet file through `change(table) -> table`."""
-    pq.write_table(change(pq.read_table(path)), path)
-
-
-def replace(table, name, values):
-    return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
 
 
 def test_metadata_that_lies_is_reported_and_the_files_are_trusted(tmp_path):
@@ -193,157 +170,6 @@ def test_modality_names_slices_columns_cameras_and_language(tmp_path):
             LeRobot(root)
 
 
-def nan_action(table):
-    rows = table["action"].to_pylist()
-    rows[4][1] = float("nan")
-    return replace(table, "action", rows)
-
-
-def ragged(table):
-    return replace(table, "action", [[0.0], *table["action"].to_pylist()[1:]])
-
-
-def not_utf8(text):
-    return pa.array([text], pa.binary()).view(pa.string())
-
-
-DAMAGE_V21 = {
-    "truncated mp4": (
-        lambda root: made.video_v21(root, 1).write_bytes(made.video_v21(root, 1).read_bytes()[:900]),
-        r"episode_000001\.mp4 is damaged: Invalid data found",
-    ),
-    "wrong parquet length": (
-        lambda root: edit(made.data_v21(root, 1), lambda table: table[:-2]),
-        r"episode_000001\.mp4 has 9 frames, .*episode_000001\.parquet has 7 rows",
-    ),
-    "missing column": (
-        lambda root: edit(made.data_v21(root, 1), lambda table: table.drop_columns(["action"])),
-        r"episode_000001\.parquet lacks the column 'action'",
-    ),
-    "NaN action": (
-        lambda root: edit(made.data_v21(root, 1), nan_action),
-        r"'set/episode_000001': action is not finite at frame 4",
-    ),
-    "ragged action": (
-        lambda root: edit(made.data_v21(root, 1), ragged),
-        r"'action' has rows of \[1, 2\] numbers, meta/info.json says 2",
-    ),
-    "null state": (
-        lambda root: edit(made.data_v21(root, 1), lambda t: replace(t, "observation.state", [None] * len(t))),
-        r"'observation.state' lacks a value in some row",
-    ),
-    "non-UTF-8 instruction": (
-        lambda root: (root / "meta" / "tasks.jsonl").write_bytes(
-            b'{"task_index": 0, "task": "pick up the cup"}\n{"task_index": 1, "task": "open \xff\xfe"}\n'
-        ),
-        r"tasks\.jsonl, task 1, is not UTF-8",
-    ),
-    "unknown task": (
-        lambda root: made.write_lines(root / "meta" / "tasks.jsonl", [{"task_index": 0, "task": TASKS[0]}]),
-        r"'task_index' names the task 1, which .*tasks\.jsonl lacks",
-    ),
-    "zero-length episode": (
-        lambda root: edit(made.data_v21(root, 1), lambda table: table[:0]),
-        r"episode_000001\.parquet has no row of set/episode_000001",
-    ),
-    "missing video": (lambda root: made.video_v21(root, 1).unlink(), r"episode_000001\.mp4 does not exist"),
-    "parquet of garbage": (
-        lambda root: made.data_v21(root, 1).write_bytes(b"PAR1 not at all PAR1"),
-        r"episode_000001\.parquet is damaged",
-    ),
-    "rows out of order": (
-        lambda root: edit(made.data_v21(root, 1), lambda table: table.take(list(range(8, -1, -1)))),
-        r"frame_index of set/episode_000001 does not count its rows from 0",
-    ),
-}
-
-
-def episode_rows(root, change):
-    rows = pq.read_table(made.episodes_v30(root)).to_pylist()
-    change(rows[1])
-    made.write_episodes(root, rows)
-
-
-def only_episode_1(change):
-    """A change of a shared data file that leaves the rows of the other episodes as they are."""
-
-    def apply(table):
-        mine = pa.compute.equal(table["episode_index"], 1)
-        return pa.concat_tables([table.filter(pa.compute.invert(mine)), change(table.filter(mine))])
-
-    return lambda root: edit(made.data_v30(root, 0), apply)
-
-
-DAMAGE_V30 = {
-    "NaN action": (only_episode_1(nan_action), r"'set/episode_000001': action is not finite at frame 4"),
-    "wrong parquet length": (
-        only_episode_1(lambda table: table[:-2]),
-        r"file-000\.mp4 has 9 frames from 1\.3 s until 2\.2 s, .*file-000\.parquet has 7 rows",
-    ),
-    "zero-length episode": (
-        only_episode_1(lambda table: table[:0]),
-        r"file-000\.parquet has no row of set/episode_000001",
-    ),
-    "missing video": (
-        lambda root: episode_rows(root, lambda row: row.update({f"videos/{CAMERA}/file_index": 5})),
-        r"file-005\.mp4 does not exist",
-    ),
-    "missing data": (
-        lambda root: episode_rows(root, lambda row: row.update({"data/file_index": 5})),
-        r"file-005\.parquet does not exist",
-    ),
-    "rows elsewhere": (
-        lambda root: episode_rows(root, lambda row: row.update({"data/file_index": 1})),
-        r"file-001\.parquet has no row of set/episode_000001",
-    ),
-    "span past the end": (
-        lambda root: episode_rows(root, lambda row: row.update({f"videos/{CAMERA}/to_timestamp": 1.9})),
-        r"file-000\.mp4 has 6 frames from 1\.3 s until 1\.9 s",
-    ),
-    "no span": (
-        lambda root: episode_rows(root, lambda row: row.update({f"videos/{CAMERA}/from_timestamp": float("nan")})),
-        r"episode 1 cannot last from nan s until 2\.2 s",
-    ),
-    "non-UTF-8 instruction": (
-        lambda root: edit(
-            root / "meta" / "tasks.parquet",
-            lambda table: pa.concat_tables([table[:1], pa.table([[1], not_utf8(b"open \xff")], table.column_names)]),
-        ),
-        r"tasks\.parquet, task 1, is not UTF-8",
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("write", "damage"),
-    [(made.write_v21, damage) for damage in DAMAGE_V21.values()]
-    + [(made.write_v30, damage) for damage in DAMAGE_V30.values()],
-    ids=[f"v2.1 {name}" for name in DAMAGE_V21] + [f"v3.0 {name}" for name in DAMAGE_V30],
-)
-def test_damage_costs_one_episode(tmp_path, write, damage):
-    root, (harm, reason) = write(tmp_path / "set"), damage
-    before = [snapshot(LeRobot(root), i) for i in range(3)]
-    harm(root)
-    source = LeRobot(root)
-    after = [snapshot(source, i) for i in range(len(source))]
-    assert not isinstance(before[1], str)
-    assert (after[0], after[2]) == (before[0], before[2])
-    with pytest.raises(BadEpisode, match=reason):
-        raise BadEpisode(after[1])
-
-
-def test_a_truncated_shared_video_costs_the_episodes_past_the_cut(tmp_path):
-    root = made.write_v30(tmp_path / "set")
-    frames = np.concatenate([made.images(i, LENGTHS[i]) for i in (0, 1)])
-    made.write_video(made.video_v30(root, 0), frames, faststart=True)
-    before = [snapshot(LeRobot(root), i) for i in range(3)]
-    data = made.video_v30(root, 0).read_bytes()
-    made.video_v30(root, 0).write_bytes(data[: int(len(data) * 0.85)])
-    after = [snapshot(LeRobot(root), i) for i in range(3)]
-    assert (after[0], after[2]) == (before[0], before[2])
-    assert isinstance(after[1], str) and "file-000.mp4" in after[1]
-
-
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -351,6 +177,15 @@ def test_a_truncated_shared_video_costs_the_episodes_past_the_cut(tmp_path):
         ({"fps": 0}, "fps must be a positive number, is 0"),
         ({"features": None}, "info.json lacks features"),
         ({"features": {"action": {"dtype": "float32"}}}, "the feature 'action' must have a dtype and a shape"),
+        (
+            {
+                "features": {
+                    "cam": {"dtype": "image", "shape": [8, 8, 3]},
+                    "task_index": {"dtype": "int64", "shape": [1]},
+                }
+            },
+            "the camera 'cam' is kept as images in the parquet files, only videos are read",
+        ),
         ({"chunks_size": None}, "chunks_size must be a positive number, is None"),
         ({"data_path": None}, "info.json lacks data_path"),
         ({"data_path": "data/{shard}.parquet"}, "must have no other fields than"),
@@ -394,6 +229,9 @@ def test_a_table_of_episodes_that_is_incomplete(tmp_path):
         made.write_episodes(root, changed)
         with pytest.raises(ValueError, match=problem):
             LeRobot(root)
+    made.episodes_v30(root).write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"file-000\.parquet is damaged"):
+        LeRobot(root)
     made.episodes_v30(root).unlink()
     with pytest.raises(FileNotFoundError, match="which says where the episodes lie"):
         LeRobot(root)
