@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import itertools
 import os
 import pathlib
 import threading
@@ -92,7 +91,8 @@ class _Video:
             packet = next((p for p in packets if p.size and p.is_keyframe), None)
             if packet is None:
                 raise BadEpisode(f"{self.path} has no keyframe before {self._seconds(pts):.6g} s")
-            # Containers look for a decoding time, which may belong to a keyframe that is shown too late.
+            # Containers look for a decoding time, which may belong to a keyframe that is shown too late: what is shown
+            # before its keyframe may need frames from before it.
             shown = self._shown(packet)
             if shown <= pts or shown == arrived:
                 break
@@ -128,13 +128,9 @@ class _Video:
 
     def _decoded(self, pts: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """(pts, frame) in order of presentation, from a keyframe shown at or before `pts`."""
-        packets = self._packets(pts)
-        keyframe = next(packets)
-        key = self._shown(keyframe)
-        for packet in itertools.chain([keyframe], packets):
+        for packet in self._packets(pts):
             for frame in packet.decode():
-                # What is shown before its keyframe may refer to frames that were not decoded.
-                if frame.pts is not None and frame.pts >= key:
+                if frame.pts is not None:
                     yield frame.pts, frame
 
     def read(self, index: FrameIndex, which: Sequence[int]) -> np.ndarray:

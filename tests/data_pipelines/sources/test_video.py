@@ -39,6 +39,15 @@ def test_any_frame_is_the_one_of_a_plain_decode(tmp_path, codec, gop, options):
         np.testing.assert_array_equal(videos.read(path, span, range(len(span))), expected[first:last])
 
 
+def test_times_mean_the_nearest_frame(tmp_path):
+    path, videos = tmp_path / "a.mp4", Videos()
+    write_video(path, images(1, 30))
+    exact = videos.index(path, 1.0, 2.0)
+    for off in (-0.04, 0.04):  # of frames 0.1 s apart
+        np.testing.assert_array_equal(videos.index(path, 1.0 + off, 2.0 + off).pts, exact.pts)
+    np.testing.assert_array_equal(videos.index(path, 1.06, 2.06).pts, videos.index(path, 1.1, 2.1).pts)
+
+
 def test_other_containers_with_rounded_times(tmp_path):
     path = tmp_path / "a.mkv"
     write_video(path, images(2, 40), fps=30, bf="2")
