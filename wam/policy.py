@@ -31,6 +31,7 @@ from wam.pretrained.instructions import text_encoder
 from wam.tokenizers.video import VideoTokenizer, from_state
 from wam.training.finetune import complete
 from wam.training.state import Apply
+from wam.training.step import latents_of
 
 DEFAULT_STEPS = {"policy": 2, "joint": 2, "forward": 1, "video": 1}
 """Sampler steps of each mode `infer` offers; one step gives the conditional mean of the frames."""
@@ -196,7 +197,7 @@ class Policy:
 
         def generate(params: Any, tokenizer: VideoTokenizer, batch: Batch, ids: Array) -> sampler.Sample:
             model = self._apply.model(params)
-            latents = batch["latents"] if "latents" in batch else tokenizer.encode(batch["video"], batch["camera"])
+            latents = latents_of(batch, tokenizer)
             context = model.context(observe(batch, latents, cfg.chunks, cfg.frames_per_chunk))
             keys = jax.vmap(_fold)(ids)
             video_shape = (cfg.chunks, cfg.frames_per_chunk, len(cfg.target_views), cfg.patches, cfg.latent_channels)
@@ -239,8 +240,7 @@ class Policy:
         def decode(tokenizer: VideoTokenizer, video: Array, shown: Batch) -> Array:
             B, camera = video.shape[0], shown["camera"]
             latents = jnp.moveaxis(video, 3, 1).reshape(B, len(cfg.target_views), -1, cfg.patches, cfg.latent_channels)
-            first = shown["latents"] if "latents" in shown else tokenizer.encode(shown["video"], camera)
-            pixels = tokenizer.decode(latents, camera, history=first)
+            pixels = tokenizer.decode(latents, camera, history=latents_of(shown, tokenizer))
             return jnp.round(pixels * 255).astype(jnp.uint8)
 
         return jax.jit(decode)
