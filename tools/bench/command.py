@@ -6,11 +6,13 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from tools.bench import harness
-from tools.bench.worker import ROOT
+from tools.bench import harness, render
+from tools.bench.worker import ROOT, WorkerError
 
 
 def parser(doc: str | None, *, quick: str, only: str) -> argparse.ArgumentParser:
@@ -63,6 +65,25 @@ def environment(place: Path, *, gpu: bool, isolate: bool) -> dict[str, str]:
     if not isolate:
         env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other sides live on the same card
     return env
+
+
+def write(name: str, argv: Sequence[str] | None, arguments: argparse.Namespace, chip: str,
+          measure: Callable[[Path], list[dict[str, Any]]]) -> None:  # fmt: skip
+    """Measures in a temporary folder, writes the results file, and renders it where it lies among the others.
+
+    An error of the harness or of a side ends the program with one sentence.
+    """
+    result = harness.provenance(name, written(name, argv), chip)
+    try:
+        harness.results_path(result, arguments.out)  # refuse before the work, not after it
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            rows = measure(Path(folder))
+        path = harness.write(result, rows, folder=arguments.out, append=arguments.append)
+    except (ValueError, WorkerError) as error:
+        sys.exit(f"bench: {error}")
+    print(f"bench: wrote {os.path.relpath(path)}")
+    if arguments.out == harness.RESULTS:
+        render.main([])
 
 
 def say(line: str) -> None:

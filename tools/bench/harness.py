@@ -19,7 +19,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,20 @@ def palindromes(sides: Sequence[str], repeats: int) -> list[str]:
     return [*sides, *reversed(sides)] * repeats
 
 
-def calibrate(size: int = 2048, tries: int = 3) -> float:
-    """TFLOP/s of a float32 numpy matmul, the best of a few: what the machine gives at this moment, to either side."""
-    a = np.ones((size, size), np.float32)
-    a @ a
+def matmul_rate(size: int, multiply: Callable[[], object]) -> float:
+    """TFLOP/s of `multiply`, a product of two size x size matrices that has ended when it returns: the best of four."""
     seconds = []
-    for _ in range(tries):
+    for _ in range(4):
         start = time.perf_counter()
-        a @ a
+        multiply()
         seconds.append(time.perf_counter() - start)
     return 2e-12 * size**3 / min(seconds)
+
+
+def calibrate(size: int = 2048) -> float:
+    """TFLOP/s of a float32 numpy matmul: what the machine gives at this moment, to either side."""
+    a = np.ones((size, size), np.float32)
+    return matmul_rate(size, lambda: a @ a)
 
 
 def cores() -> int:

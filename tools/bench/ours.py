@@ -6,13 +6,13 @@ python -m tools.bench.ours SPEC.json      # started by the bench, see tools/benc
 from __future__ import annotations
 
 import functools
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tools.bench.harness import matmul_rate
 from tools.bench.worker import read_arrays, serve
 from wam.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, build
 from wam.models.joint_dit import JointDiT
@@ -86,12 +86,7 @@ class OurTrain:
     def matmul(self, size: int) -> float:
         a = jnp.ones((size, size), self.dtype)
         product = jax.jit(jnp.matmul)
-        seconds = []
-        for _ in range(4):
-            start = time.perf_counter()
-            product(a, a).block_until_ready()
-            seconds.append(time.perf_counter() - start)
-        return 2e-12 * size**3 / min(seconds)
+        return matmul_rate(size, lambda: product(a, a).block_until_ready())
 
     def peak_bytes(self) -> int | None:
         return jax.devices()[0].memory_stats()["peak_bytes_in_use"] if self.gpu else None

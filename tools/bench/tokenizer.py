@@ -20,18 +20,16 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tools.bench import harness, render, vae_cases
-from tools.bench.command import check_machine, environment, find_device, parser, say, written
+from tools.bench import harness, vae_cases
+from tools.bench.command import check_machine, environment, find_device, parser, say, write
 from tools.bench.vae_cases import Case
 from tools.bench.worker import ROOT, Worker, WorkerError
 from wam.pretrained.wan_vae import diffusers_config
@@ -167,20 +165,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_machine(arguments, device, found)
     if not importlib.util.find_spec("diffusers"):
         sys.exit("bench: diffusers is not installed: pip install -e '.[parity]'")
-    result = harness.provenance("tokenizer", written("tokenizer", argv), found[1])
-    try:
-        harness.results_path(result, arguments.out)  # refuse before the work, not after it
-        rows: list[dict[str, Any]] = []
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            bench = Bench(device, Path(folder), arguments.quick)
-            for case in wanted:
-                rows += bench.rows(case)
-        path = harness.write(result, rows, folder=arguments.out, append=arguments.append)
-    except (ValueError, WorkerError) as error:
-        sys.exit(f"bench: {error}")
-    print(f"bench: wrote {os.path.relpath(path)}")
-    if arguments.out == harness.RESULTS:
-        render.main([])
+
+    def measure(folder: Path) -> list[dict[str, Any]]:
+        bench = Bench(device, folder, arguments.quick)
+        return [row for case in wanted for row in bench.rows(case)]
+
+    write("tokenizer", argv, arguments, found[1], measure)
 
 
 if __name__ == "__main__":

@@ -21,17 +21,15 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.bench import cases, harness, render
+from tools.bench import cases, harness
 from tools.bench.cases import Case
-from tools.bench.command import check_machine, environment, find_device, parser, say, written
+from tools.bench.command import check_machine, environment, find_device, parser, say, write
 from tools.bench.worker import ROOT, Worker, WorkerError
 from wam.training.chips import chip_of
 
@@ -316,25 +314,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"saving: {saving.name}" if with_saving else "saving: not asked for")
         return
     check_machine(arguments, device, (found, name))
-    command = written("train", argv)
-    result = harness.provenance("train", command, name)
-    try:
-        harness.results_path(result, arguments.out)  # refuse before the work, not after it
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            bench = Bench(device, name, Path(folder), arguments.quick)
-            rows: list[dict[str, Any]] = []
-            for size in dict.fromkeys(c.size for c in wanted if c.network == "joint" and c.dtype == "bfloat16"):
-                bench.check(next(case for case in wanted if case.size == size))
-            for case in wanted:
-                rows += bench.rows(case)
-            if with_saving:
-                rows += bench.saving_rows(saving)
-        path = harness.write(result, rows, folder=arguments.out, append=arguments.append)
-    except (ValueError, WorkerError) as error:
-        sys.exit(f"bench: {error}")
-    print(f"bench: wrote {os.path.relpath(path)}")
-    if arguments.out == harness.RESULTS:
-        render.main([])
+
+    def measure(folder: Path) -> list[dict[str, Any]]:
+        bench = Bench(device, name, folder, arguments.quick)
+        rows: list[dict[str, Any]] = []
+        for size in dict.fromkeys(c.size for c in wanted if c.network == "joint" and c.dtype == "bfloat16"):
+            bench.check(next(case for case in wanted if case.size == size))
+        for case in wanted:
+            rows += bench.rows(case)
+        return rows + (bench.saving_rows(saving) if with_saving else [])
+
+    write("train", argv, arguments, name, measure)
 
 
 if __name__ == "__main__":

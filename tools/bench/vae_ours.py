@@ -5,13 +5,13 @@ python -m tools.bench.vae_ours SPEC.json      # started by the bench, see tools/
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tools.bench.harness import matmul_rate
 from tools.bench.vae_cases import Case
 from tools.bench.worker import read_arrays, serve
 from wam.pretrained.mapping import to_ours
@@ -54,12 +54,7 @@ class OurVAE:
     def matmul(self, size: int) -> float:
         a = jnp.ones((size, size), self.dtype)
         product = jax.jit(jnp.matmul)
-        seconds = []
-        for _ in range(4):
-            start = time.perf_counter()
-            product(a, a).block_until_ready()
-            seconds.append(time.perf_counter() - start)
-        return 2e-12 * size**3 / min(seconds)
+        return matmul_rate(size, lambda: product(a, a).block_until_ready())
 
     def peak_bytes(self) -> int | None:
         return jax.devices()[0].memory_stats()["peak_bytes_in_use"] if jax.default_backend() == "gpu" else None

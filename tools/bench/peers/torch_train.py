@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from typing import Any
 
@@ -21,19 +20,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tools.bench.peers.torch_joint import JointDiT
 from tools.bench.peers.torch_layers import load
+from tools.bench.peers.torch_side import TorchSide, configure
 from tools.bench.worker import read_arrays, serve
 from wam.config import ModelConfig, ObjectiveConfig, OptimizerConfig, build
 
 CUDNN_OP = "aten::_scaled_dot_product_cudnn_attention"
 
 
-class TorchTrain:
+class TorchTrain(TorchSide):
     """A `worker.Side`: `model(batch, draws)` returns {"loss", ...}; `groups` are parameters with and without decay."""
 
     def __init__(self, spec: dict[str, Any], model: nn.Module, groups: list[list[nn.Parameter]],
                  batch: dict[str, Tensor], draws: list[dict[str, Tensor]], autocast: bool = False):  # fmt: skip
-        self.device = torch.device(spec["device"])
         self.bf16 = spec["model"]["dtype"] == "bfloat16"
+        super().__init__(torch.device(spec["device"]), torch.bfloat16 if self.bf16 else torch.float32)
         self.config, self.horizon = build(OptimizerConfig, spec["optimizer"]), spec["steps"]
         self.groups, self.batch, self.draws = groups, batch, draws
         self.parameters = [p for group in groups for p in group]
@@ -45,7 +45,7 @@ class TorchTrain:
         if spec["compile"]:
             model.compile_parts(spec["compile"])
         self.autocast = autocast and self.bf16
-        self.done, self.checked_steps, self.note = 0, spec["checked_steps"], ""
+        self.done, self.checked_steps = 0, spec["checked_steps"]
         # Compiled programs have their number of threads built in.
         self.choose_threads = self.device.type == "cpu" and not spec["compile"]
 
@@ -77,10 +77,6 @@ class TorchTrain:
         self.done += 1
         return {name: value.detach() for name, value in out.items()} | {"grad_norm": norm}
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
     def step(self) -> dict[str, float]:
         if self.done == 1 and self.device.type == "cuda" and self.bf16:
             self.note = self._attention_note()  # not before the first step: that one is timed
@@ -89,16 +85,6 @@ class TorchTrain:
         if self.done == self.checked_steps and self.choose_threads:
             self._choose_threads(time.perf_counter() - start)
         return out
-
-    def _choose_threads(self, seconds: float) -> None:
-        """One thread, where a step takes less than `seconds` with it: where cores are shared, threads wait in turns."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        start = time.perf_counter()
-        self._step()
-        if time.perf_counter() - start > seconds:
-            torch.set_num_threads(threads)
-        self.note = f"PyTorch uses {torch.get_num_threads()} of {threads} threads, which is faster"
 
     def _attention_note(self) -> str:
         """Which attention ran; RuntimeError if cuDNN's never did."""
@@ -109,26 +95,6 @@ class TorchTrain:
         if not calls.get(CUDNN_OP):
             raise RuntimeError("cuDNN attention was asked for and did not run on the PyTorch side")
         return f"cuDNN attention in {calls[CUDNN_OP]} of {total} PyTorch attention calls"
-
-    def steps(self, count: int) -> None:
-        for _ in range(count):
-            self._step()
-        self._wait()
-
-    def matmul(self, size: int) -> float:
-        dtype = torch.bfloat16 if self.bf16 else torch.float32
-        a = torch.ones(size, size, dtype=dtype, device=self.device)
-        seconds = []
-        for _ in range(4):
-            self._wait()
-            start = time.perf_counter()
-            a @ a
-            self._wait()
-            seconds.append(time.perf_counter() - start)
-        return 2e-12 * size**3 / min(seconds)
-
-    def peak_bytes(self) -> int | None:
-        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -149,16 +115,9 @@ def on_device(arrays: dict[str, np.ndarray], device: str) -> dict[str, Tensor]:
     }
 
 
-def configure(spec: dict[str, Any]) -> None:
-    """Threads and matmul precision, as on our side."""
-    torch.manual_seed(0)
-    if hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision("highest" if spec["model"]["dtype"] == "float32" else "high")
-
-
 def make(spec: dict[str, Any]) -> TorchTrain:
-    configure(spec)
+    torch.manual_seed(0)
+    configure(spec["model"]["dtype"])
     arrays = read_arrays(spec)
     model = JointDiT(build(ModelConfig, spec["model"]), build(ObjectiveConfig, spec["objective"]))
     groups = load(model, arrays["params"])

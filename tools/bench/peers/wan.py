@@ -16,7 +16,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tools.bench.peers.torch_train import TorchTrain, configure, on_device
+from tools.bench.peers.torch_side import configure
+from tools.bench.peers.torch_train import TorchTrain, on_device
 from tools.bench.worker import read_arrays, serve
 from wam.config import ModelConfig, build
 
@@ -63,7 +64,8 @@ class WanTrain(TorchTrain):
 
 
 def make(spec: dict[str, Any]) -> TorchTrain:
-    configure(spec)
+    torch.manual_seed(0)
+    configure(spec["model"]["dtype"])
     config = build(ModelConfig, spec["model"])
     batch = read_arrays(spec)["batch"]
     latents = batch["latents"][:, 0]  # [B, F, P, C] -> [B, C, F, rows, columns]
