@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import pathlib
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from data_pipelines.sources.source import BadEpisode
 
@@ -27,6 +30,17 @@ def utf8(data: bytes | bytearray | memoryview | str, what: str) -> str:
         return (data.encode() if isinstance(data, str) else bytes(data)).decode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise ValueError(f"{what} is not UTF-8 text ({error.reason} at {error.start})") from None
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """ValueError if the file is not one JSON object."""
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return data
 
 
 def frame_numbers(which: Sequence[int], frames: int, episode: str) -> list[int]:

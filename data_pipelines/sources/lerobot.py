@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipelines.sources.faults import read_json
 from data_pipelines.sources.lerobot_files import (
     EpisodeFiles,
     Files,
     SharedFiles,
     Span,
     compare,
-    read_json,
     read_table,
     read_tasks,
     text_of,

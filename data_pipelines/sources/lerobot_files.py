@@ -48,17 +48,6 @@ class Files(Protocol):
     def video(self, i: int, key: str) -> Span: ...
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """ValueError if the file is not one JSON object."""
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return data
-
-
 def text_of(data: bytes) -> str:
     """Bytes that are not UTF-8 stay in the text as surrogates, for whoever needs this text to refuse it."""
     return data.decode("utf-8", errors="surrogateescape")

@@ -11,7 +11,6 @@ import collections
 import glob
 import hashlib
 import io
-import json
 import math
 import pathlib
 import re
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.sources.faults import blamed_on, frame_numbers, utf8
+from data_pipelines.sources.faults import blamed_on, frame_numbers, read_json, utf8
 from data_pipelines.sources.record_files import ArrayRecordFile, RecordFile, TFRecordFile
 from data_pipelines.sources.rlds_layouts import LAYOUTS, RldsLayout
 from data_pipelines.sources.source import About, LowDim, check_lowdim
@@ -283,13 +282,7 @@ class Rlds:
 def _read_json(path: pathlib.Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: open the folder of a version of a TFDS dataset, such as 1.0.0")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not what TFDS writes: it holds no object")
-    return content
+    return read_json(path)
 
 
 def _leaves(node: dict, key: str, sequences: int = 0) -> Iterator[tuple[str, dict]]:
