@@ -21,6 +21,7 @@ from einops import rearrange
 from jax import Array
 
 from wam.config import TokenizerConfig
+from wam.tokenizers.clips import check_images, latent_frames
 
 ARRAYS = ("mean_first", "basis_first", "scale_first", "mean_group", "basis_group", "scale_group")
 
@@ -45,18 +46,11 @@ class PatchPCA:
 
     def latent_frames(self, frames: int) -> int:
         """F for T frames; ValueError unless T = 1 + r (F - 1)."""
-        r = self.config.frames_per_latent
-        if frames < 1 or (frames - 1) % r:
-            raise ValueError(f"a causal tokenizer with r = {r} needs T = 1 + {r} n frames, got {frames}")
-        return 1 + (frames - 1) // r
+        return latent_frames(frames, self.config.frames_per_latent)
 
     def encode(self, video: Array, camera: Array) -> Array:
         """[B, V, T, h, w, 3] uint8 and camera [B, V] int -> latents [B, V, F, P, C] float32."""
-        if tuple(video.shape[-3:-1]) != self.image_size:
-            raise ValueError(
-                f"the tokenizer takes {self.image_size[0]}x{self.image_size[1]} images, got "
-                f"{video.shape[-3]}x{video.shape[-2]}"
-            )
+        check_images(video, self.image_size)
         self.latent_frames(video.shape[2])
         x = video.astype(jnp.float32) / 255.0
         first = self._project(self._patches(x[:, :, :1], 1), camera, "first")

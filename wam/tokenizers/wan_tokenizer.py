@@ -26,6 +26,7 @@ from jax import Array
 
 from wam.config import build
 from wam.tokenizers import wan_vae
+from wam.tokenizers.clips import check_images, latent_frames
 from wam.tokenizers.tiling import tiled
 from wam.tokenizers.wan_vae import Cache, WanVAE
 from wam.tokenizers.wan_vae_config import WanVAEConfig
@@ -95,18 +96,11 @@ class WanTokenizer:
 
     def latent_frames(self, frames: int) -> int:
         """F for T frames; ValueError unless T = 1 + r (F - 1)."""
-        r = self.config.frames_per_latent
-        if frames < 1 or (frames - 1) % r:
-            raise ValueError(f"a causal tokenizer with r = {r} needs T = 1 + {r} n frames, got {frames}")
-        return 1 + (frames - 1) // r
+        return latent_frames(frames, self.config.frames_per_latent)
 
     def encode(self, video: Array, camera: Array) -> Array:  # noqa: ARG002
         """[B, V, T, h, w, 3] uint8 -> latents [B, V, F, P, C] float32."""
-        if tuple(video.shape[-3:-1]) != self.image_size:
-            raise ValueError(
-                f"the tokenizer takes {self.image_size[0]}x{self.image_size[1]} images, got "
-                f"{video.shape[-3]}x{video.shape[-2]}"
-            )
+        check_images(video, self.image_size)
         self.latent_frames(video.shape[2])
         pixels = video.reshape(-1, *video.shape[2:]).astype(jnp.float32) / 127.5 - 1.0
         return self.tokens(self.encode_pixels(pixels)).reshape(*video.shape[:2], -1, *self._token_shape)
