@@ -38,8 +38,8 @@ from wam.config import (
 )
 from wam.envs import embodiment_of, env_factory
 from wam.models.joint_dit import JointDiT
-from wam.pretrained.imported import read_provenance
 from wam.pretrained.instructions import text_encoder
+from wam.pretrained.provenance import read_provenance
 from wam.pretrained.video_tokenizers import wan_tokenizer
 from wam.tokenizers import patch_pca
 from wam.tokenizers.video import VideoTokenizer, from_state

@@ -22,6 +22,7 @@ import numpy as np
 from wam.config import FinetuneConfig, build
 from wam.pretrained import imported
 from wam.pretrained.mapping import flatten
+from wam.pretrained.provenance import PROVENANCE
 from wam.pretrained.tensor_files import TensorFiles
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "source": None}
@@ -33,7 +34,7 @@ def weights_of(source: Path) -> tuple[Path, Mapping[str, Any]]:
     Raises:
       ValueError, FileNotFoundError: `source` is neither.
     """
-    if (source / imported.PROVENANCE).is_file():
+    if (source / PROVENANCE).is_file():
         return source, TensorFiles(source)
     if not (source / "checkpoints").is_dir():
         raise FileNotFoundError(f"{source} is neither imported weights nor the directory of a run")

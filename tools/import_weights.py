@@ -21,6 +21,7 @@ from pathlib import Path
 
 from wam.pretrained import imported
 from wam.pretrained.loading import table
+from wam.pretrained.provenance import read_provenance
 from wam.pretrained.released import KINDS
 
 
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
     print(table(rows))
     count = sum(math.prod(row.shape) for row in rows)
     print(f"import_weights: {len(rows)} tensors, {count:,} parameters, into {args.out}")
-    if left_out := imported.read_provenance(args.out)["left_out"]:
+    if left_out := read_provenance(args.out)["left_out"]:
         parts = ", ".join(sorted({".".join(name.split(".")[:2]) for name in left_out}))
         print(f"import_weights: {len(left_out)} tensors left out, of {parts}: frozen there, import them by themselves")
 

@@ -14,6 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from tests.pretrained.files import CONFIG, pieces, random_trunk, release
 from tools import import_weights
 from wam.pretrained import imported, wan_trunk, writing
+from wam.pretrained.provenance import read_provenance
 from wam.pretrained.tensor_files import TensorFiles
 
 
@@ -46,7 +47,7 @@ def test_both_namings_and_shards_become_the_same_parameters(tmp_path, capsys, na
     got = imported.load_trunk(tmp_path / "out", {**shapes, "action_in.kernel": (3,)}, here)
     assert got.keys() == wanted.keys()
     assert all(np.array_equal(got[path], x) for path, x in wanted.items())
-    provenance = imported.read_provenance(tmp_path / "out")
+    provenance = read_provenance(tmp_path / "out")
     assert provenance["files"].keys() == {f.name for f in source.glob("*.safetensors")}
     assert all(len(digest) == 64 for digest in provenance["files"].values())
     assert imported.trunk_config(tmp_path / "out") == CONFIG

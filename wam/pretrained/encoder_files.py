@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +15,9 @@ from wam.encoders.vit import MaskedPredictor, ViT
 from wam.pretrained import text_encoders, vision_encoders
 from wam.pretrained.loading import own_entries, verify
 from wam.pretrained.mapping import Entry, flatten, to_ours, unflatten
+from wam.pretrained.provenance import PROVENANCE, file_digest, read_json, read_provenance
 from wam.pretrained.stack_names import Released
 from wam.pretrained.tensor_files import TensorFiles
-
-PROVENANCE = "provenance.json"
-"""Stands beside imported weights; names the configuration and the sha256 of every file they came from."""
 
 
 class Modality(NamedTuple):
@@ -99,7 +94,7 @@ def find(source: str | Path, modality: str, *, expected: Any = None, tensors: Te
 
 
 def _imported(directory: Path, modality: str, tensors: TensorFiles) -> Encoder:
-    facts = read_json(directory / PROVENANCE)
+    facts = read_provenance(directory)
     try:
         fields, digests = dict(facts["config"]), facts["files"]
         found = fields.pop("modality")
@@ -142,28 +137,3 @@ def load(encoder: Encoder) -> Any:
 def digests(encoder: Encoder) -> dict[str, str]:
     """sha256 of every file of the release; imported weights name those they came from."""
     return dict(encoder.digests) or {file.name: file_digest(file) for file in encoder.tensors.files}
-
-
-def file_digest(file: Path) -> str:
-    """sha256 of a file; read again only when its size or its time of change differ."""
-    status = file.stat()
-    return _file_digest(str(file), status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _file_digest(file: str, _size: int, _changed: int) -> str:
-    with Path(file).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; FileNotFoundError or ValueError names the file."""
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} lacks {path.name}") from None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is no JSON object")
-    return found

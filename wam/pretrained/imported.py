@@ -8,7 +8,6 @@ and the names of those that were left out.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,12 +22,10 @@ from wam.pretrained import dreamzero, loading, wan_trunk
 from wam.pretrained.dreamzero import DreamZeroConfig
 from wam.pretrained.loading import Row, Shapes
 from wam.pretrained.mapping import Entry
+from wam.pretrained.provenance import FORMAT, PROVENANCE, file_digest, read_provenance
 from wam.pretrained.released import KINDS
 from wam.pretrained.tensor_files import NAMES, TensorFiles
 from wam.pretrained.writing import SHARD_BYTES, new_directory, write_tensors
-
-FORMAT = 1
-PROVENANCE = "provenance.json"
 
 
 def import_model(kind: str, source: Path, out: Path, *, named: str | None = None,
@@ -55,7 +52,7 @@ def import_model(kind: str, source: Path, out: Path, *, named: str | None = None
         "kind": kind,
         "config": model.config,
         "source": named or str(source),
-        "files": {file.name: _sha256(file) for file in tensors.files},
+        "files": {file.name: file_digest(file) for file in tensors.files},
         "tensors": {row.theirs: NAMES[row.dtype] for row in rows},
         "left_out": left_out,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -64,21 +61,6 @@ def import_model(kind: str, source: Path, out: Path, *, named: str | None = None
         write_tensors(temporary, "weights", loading.to_own(model.entries, tensors), shard_bytes=shard_bytes)
         (temporary / PROVENANCE).write_text(json.dumps(provenance, indent=1))
     return rows
-
-
-def read_provenance(directory: str | Path) -> dict[str, Any]:
-    """What `import_model` wrote beside the weights; ValueError if `directory` is none of its directories."""
-    path = Path(directory) / PROVENANCE
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} holds no imported weights: make it with tools/import_weights.py")
-    try:
-        provenance = json.loads(path.read_text())
-        version = provenance["format"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: import the weights again") from None
-    if version != FORMAT:
-        raise ValueError(f"{path} has format {version}; this version reads {FORMAT}: import the weights again")
-    return provenance
 
 
 def trunk_config(directory: str | Path) -> wan_trunk.WanConfig:
@@ -139,8 +121,3 @@ def source_dtypes(directory: str | Path, entries: Sequence[Entry]) -> dict[str, 
     """The dtype each tensor had in the source, by its name in `entries`, whichever naming the source followed."""
     info = TensorFiles(directory).info
     return {entry.theirs: info[loading.own_name(entry)].dtype for entry in entries}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

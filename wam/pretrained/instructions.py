@@ -11,6 +11,7 @@ from wam.encoders.instructions import Encode, PretrainedText, compile_encoder
 from wam.encoders.tokenizer import TextTokenizer, tokenizer_file
 from wam.fingerprint import json_digest
 from wam.pretrained import encoder_files
+from wam.pretrained.provenance import file_digest
 from wam.tokenizers.text import HashedNgrams, TextEncoder
 
 
@@ -42,7 +43,7 @@ def text_encoder(config: TextConfig) -> tuple[TextEncoder, TextConfig]:
             "belong together"
         )
     files = encoder_files.digests(found)
-    weights = json_digest({"weights": files, "tokenizer": encoder_files.file_digest(tokenizer.file)})
+    weights = json_digest({"weights": files, "tokenizer": file_digest(tokenizer.file)})
     if config.weights not in ("", weights):
         raise ValueError(
             f"the text encoder in {source} is not the one that was trained with: its files have the digest "

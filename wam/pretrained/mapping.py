@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 class Layout(NamedTuple):
@@ -47,25 +48,14 @@ class Entry(NamedTuple):
     """Index into the leading axis of a stacked parameter."""
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any]) -> dict[str, Any]:
     """A nested dict as {dotted path: leaf}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
-    return flat
+    return flatten_dict(tree, sep=".")
 
 
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten` (keys are strings)."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return unflatten_dict(flat, sep=".")
 
 
 def check_complete(entries: Iterable[Entry], theirs: Iterable[str], ours: Iterable[str]) -> None:
@@ -99,7 +89,7 @@ def to_ours(entries: Iterable[Entry], tensors: Mapping[str, np.ndarray]) -> dict
     return unflatten(flat)
 
 
-def to_theirs(entries: Iterable[Entry], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_theirs(entries: Iterable[Entry], params: dict[str, Any]) -> dict[str, np.ndarray]:
     """Our nested dict of arrays -> foreign tensors."""
     flat = flatten(params)
     return {

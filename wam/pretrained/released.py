@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from wam.models.joint_dit import create
 from wam.pretrained import dreamzero, encoder_files, wan_trunk, wan_vae
 from wam.pretrained.loading import Shapes
 from wam.pretrained.mapping import Entry, flatten
+from wam.pretrained.provenance import read_json
 from wam.pretrained.tensor_files import TensorFiles
 from wam.tokenizers import wan_tokenizer
 from wam.tokenizers.wan_vae_config import WAN_VAES, WanVAEConfig
@@ -37,15 +37,7 @@ class Model(NamedTuple):
 def read_config(source: Path) -> dict[str, Any] | None:
     """The `config.json` beside the weights; None if there is none. ValueError if it is damaged."""
     path = (source if source.is_dir() else source.parent) / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text())
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is no JSON object")
-    return config
+    return read_json(path) if path.is_file() else None
 
 
 @functools.cache

@@ -6,8 +6,8 @@ import numpy as np
 
 from wam.config import TokenizerConfig, build
 from wam.pretrained import loading, wan_vae
-from wam.pretrained.imported import read_provenance
 from wam.pretrained.mapping import flatten, to_ours
+from wam.pretrained.provenance import read_provenance
 from wam.pretrained.tensor_files import TensorFiles
 from wam.tokenizers.wan_tokenizer import WanTokenizer, shapes
 from wam.tokenizers.wan_vae_config import WanVAEConfig
