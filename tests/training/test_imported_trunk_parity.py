@@ -52,10 +52,15 @@ TUNED = {
 }
 
 
-@pytest.mark.parametrize("name", TUNED)
-def test_eight_devices_give_the_losses_of_one(trunk, name):
-    finetune = FinetuneConfig(trunk=trunk, **TUNED[name])
-    one = losses(finetune, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+@pytest.fixture(scope="module", params=TUNED)
+def alone(trunk, request):
+    """(name, what is tuned, its losses on one device)."""
+    finetune = FinetuneConfig(trunk=trunk, **TUNED[request.param])
+    return request.param, finetune, losses(finetune, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+def test_eight_devices_give_the_losses_of_one(alone):
+    name, finetune, one = alone
     eight = losses(finetune, sharding.make_mesh(MeshConfig(fsdp=2, tensor=2, context=2)),
                    dataclasses.replace(MODEL, remat="full"))  # fmt: skip
     error = np.abs(np.array(one) / eight - 1).max()
