@@ -155,10 +155,10 @@ def test_a_finished_run_is_reused(debug_run):
     [
         (["--config.train.stps=3"], "there is no config key 'config.train.stps'; did you mean 'config.train.steps'?"),
         (["--config.train.steps=many"], "many"),
-        (["--config.data.weights.expert=0"], "weights must be positive"),
+        (["--config.data.weights.expert=0"], "weights must be positive numbers"),
         (["--config.model.attention=flash"], "model.attention is 'flash'; choose from xla, chunked, cudnn"),
         (["--config.data.root=/nowhere"], "collect them with python -m experiments.collect"),
-        (["--config.train.seed=5"], "holds a run with another config (config.train.seed: 0 there, 5 here)"),
+        (["--config.train.seed=5"], "holds a run with another config (config.train.seed: 0 -> 5)"),
         (
             ["--config.train.best_metric=los"],
             "train.best_metric 'los' is no metric of the validation; did you mean 'loss'?",

@@ -76,6 +76,7 @@ def make_train_step(
             return grads, {
                 "loss": loss,
                 "samples": jax.nn.one_hot(part["source"], sources).sum(0),
+                "action_free": (~part["action_mask"].any((1, 2, 3))).sum().astype(jnp.float32),
                 "modes": jax.nn.one_hot(draws.mode, len(MODES)).sum(0),
                 "terms": losses.breakdown(terms, part, draws, objective.sigma_bins, sources),
             }
