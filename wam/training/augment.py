@@ -138,4 +138,6 @@ def jitter(video: Array, brightness: Array, contrast: Array, saturation: Array, 
     chroma = _FROM_CHROMA @ jnp.array([[cos, -sin], [sin, cos]]) @ _CHROMA
     matrix = np.tile(LUMA, (3, 1)) + saturation * chroma
     grey = (video.mean((0, 1, 2)) * LUMA).sum()
-    return jnp.clip(brightness * (contrast * (video @ matrix.T) + (1 - contrast) * grey), 0, 255)
+    # Written out: products of thousands of 3 x 3 matrices, one a clip, are slow where matrices are meant to be large.
+    turned = sum(video[..., c : c + 1] * matrix[:, c] for c in range(3))
+    return jnp.clip(brightness * (contrast * turned + (1 - contrast) * grey), 0, 255)
