@@ -3,12 +3,15 @@
 A run has S streams, and every process owns some of them: stream i makes the i-th share of every global batch, whoever
 reads it, so the number of processes changes nothing. Each source is strided over the streams before mixing (slicing a
 mix would alias with its periodic pattern) and after its global shuffle, so what all streams have consumed is a prefix
-of every source's order, from which any other number of streams can continue.
+of every source's order, from which any other number of streams, or other weights, can continue.
+
+All streams mix alike (`Shares`): each has its share of every one of n sources to within H = 1 + 1/2 + ... + 1/(n-1)
+samples at any time, the run to within S x H. So after 1000 H samples a stream, and ever after, the samples of a source
+are what its weight asks for to within 0.1 % of all samples, in every stream as in the run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import queue
 import sys
@@ -20,6 +23,8 @@ from typing import Any, Self
 import grain
 import numpy as np
 
+from data_pipelines.differences import differences
+from data_pipelines.shares import Shares
 from data_pipelines.transforms import ToSample
 from data_pipelines.windows import Windows
 from wam.batch import Batch, check_batch
@@ -61,11 +66,11 @@ class Mixture:
 
     Args:
         sources: name -> windows, the same mapping that `to_sample` was made for.
-        weights: name -> share of the samples; sources without a weight are left out. Shares are kept to 1 % of the
-            smallest one (they are rounded to whole hundredths of it).
+        weights: name -> share of the samples, in proportion to their sum; sources without a weight are left out.
         to_sample: raw window to sample.
         batch_size: GLOBAL batch; every stream makes batch_size / streams of its samples.
-        seed: of all shuffles; every source and every epoch gets its own permutation.
+        seed: of all shuffles; every source and every epoch gets its own permutation, which depends on the seed and the
+            source's name alone: another source beside it changes nothing.
         streams: into how many streams every source is dealt out.
         own: the streams read here, all by default; a local batch is their batches one after the other.
         threads: batches made at the same time; no influence on the result.
@@ -94,7 +99,7 @@ class Mixture:
         if unknown := sorted(set(weights) - set(sources)):
             raise ValueError(f"unknown sources {unknown} in the mixture; there are {sorted(sources)}")
         if bad := {name: weight for name, weight in weights.items() if not 0 < weight < float("inf")}:
-            raise ValueError(f"weights must be positive, got {bad}: leave a source out to switch it off")
+            raise ValueError(f"weights must be positive numbers, got {bad}: leave a source out to switch it off")
         if empty := [name for name in weights if not len(sources[name])]:
             raise ValueError(f"sources {empty} have no usable window: their episodes are too short for this config")
         if batch_size < 1 or streams < 1 or batch_size % streams:
@@ -110,25 +115,25 @@ class Mixture:
             sample = to_sample(sources[name][0], position.index(name))
             check_batch(sample, to_sample.spec, None)
 
-        self._windows, self._to_sample = list(sources.values()), to_sample
-        self._weights = [weights[name] for name in names]
+        self._windows, self._to_sample = dict(sources), to_sample
+        self.weights = {name: float(weights[name]) for name in names}
+        self.shares = Shares.of(self.weights)
         self._orders: dict[str, grain.MapDataset] = {}  # of (source, window): everything that all streams consume
         for name in names:
             source = position.index(name)
-            source_seed = int(np.random.SeedSequence([seed, source]).generate_state(1)[0])
-            order = grain.MapDataset.range(len(sources[name])).shuffle(seed=source_seed).repeat()
+            own_seed = int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])
+            order = grain.MapDataset.range(len(sources[name])).shuffle(seed=own_seed).repeat()
             self._orders[name] = order.map(lambda window, source=source: (source, window))
         self._options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         facts = {
-            "sources": {name: {"index": position.index(name)} | sources[name].facts for name in names},
-            "weights": {name: float(weights[name]) for name in names},
+            "sources": {name: {"position": position.index(name)} | sources[name].facts for name in names},
             "transform": to_sample.facts,
             "batch_size": batch_size,
             "seed": seed,
             "grain": grain.__version__,  # its shuffle decides the order
         }
-        self.pipeline_hash = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        """of all that decides the order but the streams, which the state of an iterator names"""
+        self.facts = json.loads(json.dumps(facts))
+        """all that decides the order and the content of the samples but the weights and the streams"""
 
     def order(self, start: Mapping[str, int] | None = None) -> grain.MapDataset:
         """The (source, window) of every sample of this process, in order, before anything is read.
@@ -136,26 +141,19 @@ class Mixture:
         Args:
             start: name -> how many samples of a source were consumed, over all streams, before the first batch.
         """
-        start = start or dict.fromkeys(self._orders, 0)
-        own = [
-            grain.MapDataset.mix(
-                [order[start[name] + stream :: self.streams] for name, order in self._orders.items()], self._weights
-            )
-            for stream in self.own
-        ]
-        if len(own) == 1:
-            return own[0]
+        begin = start or dict.fromkeys(self._orders, 0)
 
         def item(index: int) -> tuple[int, int]:
             batch, row = divmod(index, self.local_batch_size)
-            stream, row = divmod(row, self._each)
-            return own[stream][batch * self._each + row]
+            owned, row = divmod(row, self._each)
+            name, before = self.shares[batch * self._each + row]
+            return self._orders[name][begin[name] + self.own[owned] + self.streams * before]
 
         return grain.MapDataset.range(sys.maxsize).map(item)
 
     def dataset(self, start: Mapping[str, int] | None = None) -> grain.MapDataset:
         """The local batches, from the same start as `order`."""
-        windows, to_sample = self._windows, self._to_sample
+        windows, to_sample = list(self._windows.values()), self._to_sample
         samples = self.order(start).map(lambda item: to_sample(windows[item[0]][item[1]], item[0]))
         return samples.batch(self.local_batch_size, drop_remainder=True, batch_fn=stack)
 
@@ -166,7 +164,8 @@ class Mixture:
     def state_after(self, batches: int, start: Mapping[str, int] | None = None) -> dict:
         """State of an iterator from which `batches` batches were consumed; the same on every process of a run."""
         return {
-            "pipeline_hash": self.pipeline_hash,
+            "pipeline": self.facts,
+            "weights": self.weights,
             "streams": self.streams,
             "start": dict(start or dict.fromkeys(self._orders, 0)),
             "grain": {"next_index": batches},
@@ -174,36 +173,37 @@ class Mixture:
 
     def consumed(self, state: Mapping[str, Any]) -> dict[str, int]:
         """How many samples of each source all streams together have consumed: this long a prefix of its order."""
-        counters = [
-            grain.MapDataset.range(sys.maxsize).map(lambda i, name=name: (name, i)) for name in self._orders
-        ]  # what a single stream has drawn of each source is the number of that source's next sample
-        mix, drawn = grain.MapDataset.mix(counters, self._weights), dict[str, int]()
-        index = state["grain"]["next_index"] * (self.batch_size // state["streams"])
-        while len(drawn) < len(self._orders):
-            name, count = mix[index]
-            drawn.setdefault(name, count)
-            index += 1
-        return {name: state["start"][name] + state["streams"] * drawn[name] for name in self._orders}
+        each = Shares.of(state["weights"]).counts(state["grain"]["next_index"] * (self.batch_size // state["streams"]))
+        return {name: state["start"][name] + state["streams"] * each[name] for name in self._orders}
+
+    def epochs(self, state: Mapping[str, Any]) -> dict[str, float]:
+        """How often all streams together have gone through each source."""
+        return {name: count / len(self._windows[name]) for name, count in self.consumed(state).items()}
 
     def adopt(self, state: Mapping[str, Any]) -> tuple[dict, str | None]:
-        """(state for this mixture, what to tell the user) from the state of a run with any number of streams.
+        """(state for this mixture, what to tell the user) from the state of a run, whatever its streams and weights.
 
-        With as many streams as before the batches go on exactly as they would have. With another number every source
-        goes on behind the prefix that was consumed of it: no sample is repeated or skipped, but they meet in other
-        batches than they would have. ValueError if anything else differs.
+        With the same streams and shares the batches go on exactly as they would have. Otherwise every source goes on
+        behind the prefix that was consumed of it: no sample is repeated or skipped, but they meet in other batches than
+        they would have. ValueError, with the fields, if anything else differs.
         """
-        if state["pipeline_hash"] != self.pipeline_hash:
+        if changed := differences(state["pipeline"], self.facts):
             raise ValueError(
-                f"the data state belongs to another pipeline ({state['pipeline_hash'][:8]}, this one is "
-                f"{self.pipeline_hash[:8]}): its stores, weights, seed, windows or batch differ"
+                f"the data of this run have changed ({changed}): only the values of data.weights and the number of "
+                "streams may; use a new --workdir"
             )
-        if state["streams"] == self.streams:
+        reasons = []
+        if state["streams"] != self.streams:
+            reasons.append(f"in {self.streams} streams instead of {state['streams']}")
+        if Shares.of(state["weights"]) != self.shares:
+            reasons.append(f"with other weights ({differences(state['weights'], self.weights)})")
+        if not reasons:
             return dict(state), None
         start = self.consumed(state)
         counts = ", ".join(f"{count:,} of {name}" for name, count in start.items())
         return self.state_after(0, start), (
-            f"the data was read in {state['streams']} streams and goes on in {self.streams}, behind what was consumed "
-            f"({counts}): no sample is repeated or skipped, but batches are composed anew"
+            f"the data go on {' and '.join(reasons)}, behind what was consumed ({counts}): no sample is repeated or "
+            "skipped, but batches are composed anew"
         )
 
 

@@ -43,6 +43,7 @@ from wam.pretrained.provenance import read_provenance
 from wam.pretrained.video_tokenizers import wan_tokenizer
 from wam.tokenizers import patch_pca
 from wam.tokenizers.video import VideoTokenizer, from_state
+from wam.training.augment_config import AugmentConfig
 
 ACTION_HZ = 80.0
 
@@ -59,12 +60,13 @@ class Recipe:
     mesh: MeshConfig
     train: TrainConfig
     finetune: FinetuneConfig
+    augment: AugmentConfig
 
     @classmethod
     def of(cls, config: ConfigDict) -> Recipe:
         """ValueError names an unknown or missing part or field."""
         known = ("sim", "collect", "data", "tokenizer", "text", "model", "objective", "optimizer", "mesh", "train",
-                 "evaluate", "finetune")  # fmt: skip
+                 "evaluate", "finetune", "augment")  # fmt: skip
         for name in config:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -86,6 +88,7 @@ class Recipe:
             part("mesh", MeshConfig),
             part("train", TrainConfig),
             part("finetune", FinetuneConfig),
+            part("augment", AugmentConfig),
         )
 
     @property

@@ -3,8 +3,11 @@
     python -m experiments.train --config=experiments/configs/demo.py --workdir=runs/demo [--config.train.seed=1]
 
 With `--budget_minutes` the number of steps is chosen once, from 50 timed warm steps, and written to the run directory
-before step 0; a resumed run never measures again. SIGTERM and SIGUSR1 save and end the run; so that a scheduler can
-tell a run that was stopped from one that is done, it then exits with WAM_STOPPED_EXIT_CODE (0 if that is not set).
+before step 0; a resumed run never measures again. The weights of the sources (`--config.data.weights.NAME=0.3`) may
+change when a run goes on, and nothing else of its config.
+
+SIGTERM and SIGUSR1 save and end the run; so that a scheduler can tell a run that was stopped from one that is done, it
+then exits with WAM_STOPPED_EXIT_CODE (0 if that is not set).
 """
 
 from __future__ import annotations
@@ -34,38 +37,6 @@ FEW_STEPS = 800
 """Below this the demo's policy has not learned to act; see the learning curves."""
 
 
-def settle_config(config: ConfigDict, workdir: Path) -> dict:
-    """The run's record (`config.json`): written before step 0, compared when the run is resumed.
-
-    Raises ValueError naming the first difference to the run found in `workdir`.
-    """
-    wanted = json.loads(config.to_json_best_effort())
-    path = workdir / "config.json"
-    if path.exists():
-        record = json.loads(path.read_text())
-        if difference := _difference(record["asked"], wanted):
-            raise ValueError(f"{workdir} holds a run with another config ({difference}); use a new --workdir")
-        return record
-    from experiments.provenance import provenance
-
-    return {"asked": wanted, "config": wanted, **provenance()}
-
-
-def _difference(a, b, path: str = "config") -> str:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(set(a) | set(b)):
-            if found := _difference(a.get(key), b.get(key), f"{path}.{key}"):
-                return found
-        return ""
-    return "" if a == b else f"{path}: {a!r} there, {b!r} here"
-
-
-def write_record(workdir: Path, record: dict) -> None:
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(record, indent=1))
-    temporary.replace(workdir / "config.json")
-
-
 def check_best_metric(name: str, objective: Any) -> None:
     """ValueError if no validation has this metric: without the check a run would only never keep its best."""
     import difflib
@@ -89,8 +60,11 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
     """
     import jax
 
+    from data_pipelines.differences import differences
     from data_pipelines.mixture import Mixture, choose_streams, share_streams
     from experiments import recipe as recipes
+    from experiments.augmentation import augmentation
+    from experiments.run_record import settle_config, settle_weights, write_record
     from wam.checkpoint import Checkpoints
     from wam.training import distributed, loop, metrics, sharding
     from wam.training.profiler import Profiler
@@ -123,6 +97,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
             data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, sharding.make_mesh(recipe.mesh),
             batch_size=recipe.train.batch_size, sources=len(recipe.sources), accumulate=recipe.train.accumulate,
             prepare=lambda model: recipes.set_constants(model, data.fitted), finetune=recipe.finetune,
+            augment=augmentation(recipe, data),
         )  # fmt: skip
         replica = distributed.data_replica(trainer.rows, recipe.train.batch_size)
         streams = choose_streams(replica.count, asked=config.data.get("streams", 0), recorded=record.get("streams", 0))
@@ -163,9 +138,9 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
         said = f"train: {trainer.parameters:,} parameters, {settings.steps} steps of batch {settings.batch_size}"
         if checkpoints.latest() is not None:
             state, data_state, saved = checkpoints.restore(state, trainer.shardings)
-            if difference := _difference(saved["model"], json.loads(json.dumps(assets["model"])), "model"):
+            if changed := differences({"model": saved["model"]}, json.loads(json.dumps({"model": assets["model"]}))):
                 raise ValueError(
-                    f"the checkpoint in {workdir} is of another architecture ({difference}); use a new --workdir"
+                    f"the checkpoint in {workdir} is of another architecture ({changed}); use a new --workdir"
                 )
             if (saved.get("trunk") or {}).get("files") != (assets["trunk"] or {}).get("files"):
                 raise ValueError(
@@ -174,9 +149,11 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
                 )
             note = batches.set_state(data_state)
             said = f"train: resuming at step {int(state.step)} of {settings.steps}" + (f"; {note}" if note else "")
+        first = int(state.step)
+        if first < settings.steps and settle_weights(record, mixture.weights, first):
+            distributed.from_main(lambda: write_record(workdir, record))
         if is_main:
             print(said, flush=True)
-        first = int(state.step)
         tokenizer_arrays = data.fitted.tokenizer.to_state()[1]
         writer = metrics.Writer()
         if is_main:
@@ -190,6 +167,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
             save=lambda state, data_state, validated: checkpoints.save(
                 state, data_state, trainer.apply.constants, tokenizer_arrays, assets, validated
             ),
+            account=lambda data_state: {f"epochs/{k}": n for k, n in mixture.epochs(data_state).items()},
             checkpoints=checkpoints,
             sources=recipe.sources,
             writer=writer,
@@ -202,7 +180,10 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
         )  # fmt: skip
         final = int(loop.train(run, settings, state, batches, progress=progress and is_main).step)
         if is_main and final == settings.steps and (final > first or not (workdir / "train.json").exists()):
-            _summary(workdir, recipe, data, trainer.parameters, checkpoints.best())
+            facts = mixture_facts(workdir, record["weights"], {name: len(w) for name, w in data.train.items()})
+            _write_json(workdir / "mixture.json", facts)
+            _summary(workdir, trainer.parameters, checkpoints.best())
+            print(f"train: drawn were {_mixture_sentence(facts)}", flush=True)
         return final == settings.steps
 
 
@@ -254,24 +235,56 @@ def _meter(recipe, data):
     )
 
 
-def _summary(workdir: Path, recipe, data, parameters: int, best: int | None) -> None:
-    """Writes `train.json` and `mixture.json` from the metrics of the whole run, resumed parts included."""
-    import numpy as np
+def mixture_facts(workdir: Path, history: list[dict[str, Any]], windows: dict[str, int]) -> dict[str, Any]:
+    """What `mixture.json` holds, from the metrics of the whole run, resumed parts included.
 
+    Args:
+        workdir: of the run.
+        history: the weights from each step on at which they changed, see `run_record`.
+        windows: of each source.
+    """
+    from experiments.run_record import shares_asked
     from wam.training.metrics import read_rows, totals
 
     rows = [row for row in read_rows(workdir) if row["split"] == "train"]
-    (workdir / "mixture.json").write_text(
-        json.dumps(
-            {
-                "weights": dict(recipe.config.data.weights),
-                "drawn": totals(rows, "drawn"),
-                "modes": totals(rows, "modes"),
-                "windows": {name: len(windows) for name, windows in data.train.items()},
-            },
-            indent=1,
-        )
+    drawn = totals(rows, "drawn")
+    total = sum(drawn.values())
+    free = sum(row["action_free_share"] * sum(totals([row], "drawn").values()) for row in rows)
+    return {
+        "weights": history[-1]["weights"],
+        "history": history,
+        "asked": shares_asked(history, rows[-1]["step"]),
+        "realised": {name: drawn.get(name, 0) / total for name in windows},
+        "drawn": drawn,
+        "windows": windows,
+        "epochs": {name: drawn.get(name, 0) / count for name, count in windows.items()},
+        "action_free": free / total,
+        "modes": totals(rows, "modes"),
+    }
+
+
+def _mixture_sentence(facts: dict[str, Any]) -> str:
+    """Each source's share, drawn and asked for, and its epochs."""
+    parts = (
+        f"{name} {share:.2%} ({facts['asked'][name]:.2%} asked, {facts['epochs'][name]:.1f} epochs)"
+        for name, share in facts["realised"].items()
     )
+    return ", ".join(parts) + f"; {facts['action_free']:.2%} without actions"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    temporary.replace(path)
+
+
+def _summary(workdir: Path, parameters: int, best: int | None) -> None:
+    """Writes `train.json` from the metrics of the whole run, resumed parts included."""
+    import numpy as np
+
+    from wam.training.metrics import read_rows
+
+    rows = [row for row in read_rows(workdir) if row["split"] == "train"]
     counts = np.diff([0, *(row["step"] for row in rows)])  # steps of each row: every step is in exactly one
     facts = {
         "steps": rows[-1]["step"],
@@ -284,9 +297,7 @@ def _summary(workdir: Path, recipe, data, parameters: int, best: int | None) -> 
         "best_step": best,
         "parameters": parameters,
     }
-    temporary = workdir / "train.json.tmp"
-    temporary.write_text(json.dumps(facts, indent=1))
-    temporary.replace(workdir / "train.json")
+    _write_json(workdir / "train.json", facts)
 
 
 def main(argv: list[str]) -> None:

@@ -44,6 +44,7 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
     from ml_collections import ConfigDict
 
     from experiments import recipe as recipes
+    from experiments.augmentation import augmentation
     from wam.checkpoint import read_everything
     from wam.config import MeshConfig
     from wam.diffusion import losses
@@ -60,10 +61,11 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
     lines += faults(batch) or ["all inputs are finite"]
 
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    augment = augmentation(recipe, data)
     trainer = Trainer(
         data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, mesh, batch_size=len(batch["source"]),
         sources=len(recipe.sources), prepare=lambda model: recipes.set_constants(model, data.fitted),
-        finetune=recipe.finetune,
+        finetune=recipe.finetune, augment=augment,
     )  # fmt: skip
     state = trainer.init(steps=1, seed=record["seed"])
     saved = (int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
@@ -81,7 +83,7 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
     def errors(params, batch):
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         draws = draw(key, batch, data.model, recipe.objective)
-        latents = latents_of(batch, data.fitted.tokenizer)
+        latents = latents_of(augment(key, batch), data.fitted.tokenizer)
         model = trainer.apply.model(params)
         return losses.loss_terms(model, batch, latents, draws, with_video=recipe.objective.with_video), draws.mode
 

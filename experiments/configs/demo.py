@@ -26,6 +26,7 @@ from wam.config import (
     model_options,
     to_dict,
 )
+from wam.training.augment_config import AugmentConfig
 
 TASKS = (
     "button-press-topdown",
@@ -51,6 +52,8 @@ def get_config(variant: str = "") -> ConfigDict:
         del config.data.weights[variant.removeprefix("no_")]
     elif variant:
         raise ValueError(f"unknown variant {variant!r} of the demo; choose from {', '.join(VARIANTS)}")
+    if "ego" not in config.data.weights:
+        config.data.wrist = ()  # nothing else is filmed by it
     return config
 
 
@@ -76,6 +79,7 @@ def _demo() -> ConfigDict:
                 "root": "",  # where the stores are; empty: <workdir>/data
                 "frame_seconds": (0.0, 0.1, 0.2),
                 "views": ("corner2", "topview"),
+                "wrist": ("gripperPOV",),  # cameras that move with a hand: `augment` leaves them alone
                 "action_horizon": 16,
                 "action_hz": 80.0,
                 "chunks": 1,
@@ -110,6 +114,7 @@ def _demo() -> ConfigDict:
             # Strong for a short training: otherwise inverse dynamics learn the clips by heart.
             "optimizer": to_dict(OptimizerConfig(learning_rate=1e-3, weight_decay=1.0)),
             "finetune": to_dict(FinetuneConfig()),
+            "augment": to_dict(AugmentConfig()),
             "mesh": to_dict(MeshConfig()),
             "train": to_dict(TrainConfig(steps=2000, batch_size=32)),
             "evaluate": {

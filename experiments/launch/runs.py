@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import cli, provenance
 from experiments.launch.options import Options
 from experiments.launch.sweep import Point, Sweep
+from experiments.run_record import check_same_run
 
 RECORD = "launch.json"
 
@@ -86,21 +87,11 @@ def label(point: Point) -> str:
     return re.sub(r"[^\w.=,+-]+", "_", text)[:80]
 
 
-def difference(there: Any, here: Any, path: str = "config") -> str:
-    """The first field in which two configs differ, in words; empty if none does."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        fields = sorted(set(there) | set(here))
-        return next(filter(None, (difference(there.get(k), here.get(k), f"{path}.{k}") for k in fields)), "")
-    return "" if there == here else f"{path}: {there!r} there, {here!r} here"
-
-
 def check_workdir(run: Run, directory: Path) -> None:
     """ValueError if the directory holds a run with another config: by this command, or by the training itself."""
     for name, field in ((RECORD, "config"), ("config.json", "asked")):
         if (directory / name).exists():
-            found = json.loads((directory / name).read_text()).get(field)
-            if differs := difference(found, run.config):
-                raise ValueError(f"{directory} holds a run with another config ({differs}); use a new --workdir")
+            check_same_run(json.loads((directory / name).read_text()).get(field) or {}, run.config, directory)
 
 
 def record(run: Run, directory: Path, backend: str, shown: str) -> None:

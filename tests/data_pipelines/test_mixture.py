@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.mixture import Mixture, choose_streams, eval_batches, share_streams
+from data_pipelines.shares import Shares
 from data_pipelines.stats import fit_statistics
 from data_pipelines.transforms import ToSample
 from data_pipelines.windows import Windows
@@ -134,13 +135,20 @@ def test_streams_are_disjoint_and_complete(mixture, sources, streams):
             assert len(windows) == parts[0].consumed(parts[0].state_after(batches))[name]
 
 
-@pytest.mark.parametrize("streams", [1, 2, 4, 8, 64])
-def test_every_stream_has_the_shares_of_the_weights(mixture, streams):
-    for stream in {0, streams // 2, streams - 1}:
-        counts = collections.Counter(
-            s for s, _ in order_ids(mixture(batch_size=64, streams=streams, own=(stream,)), 40)
-        )
-        assert counts == {0: 20, 1: 10, 2: 10}
+@pytest.mark.parametrize(
+    "weights",
+    [(0.75, 0.25, None), (0.9, 0.1, None), (0.62, 0.32, 0.06), (1.0, 0.001, 0.001), (1 / 3, math.pi, 0.0123)],
+)
+def test_every_stream_has_the_shares_of_the_weights_at_all_times(mixture, sources, weights):
+    """Also of those whose pattern would alias with the number of streams, were a mix dealt out."""
+    given = {name: weight for name, weight in zip(sources, weights, strict=True) if weight}
+    for streams in (1, 2, 3, 8, 64):
+        for stream in {0, streams - 1}:
+            part = mixture(given, batch_size=2 * streams, streams=streams, own=(stream,))
+            drawn = np.array([source for source, _ in order_ids(part, 120)])
+            for source, name in enumerate(sources):
+                asked = np.arange(1, 121) * given.get(name, 0) / sum(given.values())
+                assert (np.abs(np.cumsum(drawn == source) - asked) < 1.5).all()
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
@@ -156,15 +164,24 @@ def test_grouping_of_streams_among_processes_changes_nothing(mixture, replicas):
         iterator.close()
 
 
-def test_one_stream_reads_in_the_order_of_the_mix(mixture, sources):
-    """The order of a run in one process is that of strided, mixed grain datasets and does not change by accident."""
-    parts = []
-    for source, name in enumerate(sources):
-        seed = int(np.random.SeedSequence([5, source]).generate_state(1)[0])
-        order = grain.MapDataset.range(len(sources[name])).shuffle(seed=seed).repeat()
-        parts.append(order.map(lambda window, source=source: (source, window)))
-    expected = grain.MapDataset.mix(parts, [2.0, 1.0, 1.0])
-    assert ids(take(mixture(seed=5), 5)) == [expected[i] for i in range(40)]
+def test_the_order_does_not_change_by_accident(mixture, sources):
+    """Each source in an order of its own, of the run's seed and the source's name; their turns by exact shares."""
+    orders, turns = [], Shares.of({"expert": 2.0, "play": 1.0, "video": 1.0})
+    for name in sources:
+        seed = int(np.random.SeedSequence([5, *name.encode()]).generate_state(1)[0])
+        orders.append(grain.MapDataset.range(len(sources[name])).shuffle(seed=seed).repeat())
+    places = [(list(sources).index(name), before) for name, before in map(turns.__getitem__, range(40))]
+    assert ids(take(mixture(seed=5), 5)) == [(source, orders[source][before]) for source, before in places]
+
+
+def test_another_source_beside_it_changes_the_order_of_none(mixture, sources, to_sample):
+    """Neither do another position and other weights: a source's order is of the run's seed and its name."""
+    alone = [window for _, window in order_ids(mixture({"play": 1.0}), 60)]
+    others = {name: sources[name] for name in ("video", "play", "expert")}
+    moved = ToSample(SPEC, others, to_sample.normalizers, to_sample.embodiments, encode_text)
+    beside = Mixture(others, {"expert": 0.2, "play": 0.7, "video": 0.1}, moved, batch_size=8, seed=0)
+    assert [window for source, window in order_ids(beside, 60) if source == 1] == alone[:42]
+    assert [window for _, window in order_ids(mixture({"play": 1.0}, seed=1), 60)] != alone
 
 
 def test_resume_equals_uninterrupted(mixture):
@@ -183,17 +200,66 @@ def test_resume_equals_uninterrupted(mixture):
         assert_equal([next(resumed) for _ in range(3)], whole[2:5])
 
 
-def test_state_of_another_pipeline_is_refused(mixture, sources, to_sample):
-    state = take_state(mixture())
-    for other in (
-        mixture(seed=1),
-        mixture(batch_size=4),
-        mixture({"expert": 1.0}),
-        mixture({"expert": 3.0, "play": 1}),
-    ):
-        with other.iterator() as iterator, pytest.raises(ValueError, match="belongs to another pipeline"):
-            iterator.set_state(state)
-    assert mixture(threads=1, prefetch=1).pipeline_hash == mixture().pipeline_hash
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, r"\(seed: 0 -> 1\): only the values of data.weights"),
+        ({"batch_size": 4}, r"\(batch_size: 8 -> 4\)"),
+        ({"weights": {"expert": 1.0, "video": 1.0}}, r"\(sources.play: 4 entries -> absent\)"),
+    ],
+)
+def test_state_of_other_data_is_refused_field_by_field(mixture, change, said):
+    with mixture(**change).iterator() as iterator, pytest.raises(ValueError, match=said):
+        iterator.set_state(json.loads(json.dumps(mixture().state_after(1))))
+
+
+def test_another_store_is_refused_by_name(mixture, sources, to_sample, episode, write_store, config):
+    other = write_store([episode("p0", 60, imitate=np.ones(60))], "other")
+    changed = sources | {"play": Windows(other, config())}
+    state, before = mixture().state_after(1), sources["play"]
+    said = (
+        rf"sources.play.store: {before.store.hash[:8]}... -> {other.hash[:8]}...; "
+        rf"sources.play.windows: {len(before)} -> {len(changed['play'])}"
+    )
+    with pytest.raises(ValueError, match=said):
+        Mixture(changed, mixture().weights, to_sample, batch_size=8, seed=0).adopt(state)
+
+
+def test_other_weights_go_on_behind_what_was_consumed_and_resume_bit_for_bit(mixture, sources):
+    """Changed at batch 4; killed after batch 6; what follows is what an undisturbed run would have seen."""
+    light, heavy = {"expert": 2.0, "play": 1.0, "video": 1.0}, {"expert": 0.5, "play": 3.3, "video": 0.002}
+    with mixture(light, streams=2).iterator() as iterator:
+        first = [next(iterator) for _ in range(4)]
+        state = json.loads(json.dumps(iterator.state()))
+    with mixture(heavy, streams=2).iterator() as iterator:
+        said = iterator.set_state(state)
+        assert said.startswith(
+            "the data go on with other weights (expert: 2.0 -> 0.5; play: 1.0 -> 3.3; video: 1.0 -> 0.002), behind "
+            "what was consumed (16 of expert, 8 of play, 8 of video): no sample is repeated or skipped"
+        )
+        second = [next(iterator) for _ in range(2)]
+        killed = json.loads(json.dumps(iterator.state()))
+        third = [next(iterator) for _ in range(3)]
+        ended = iterator.state()
+    with mixture(heavy, streams=2, threads=1, prefetch=1).iterator() as iterator:
+        assert iterator.set_state(killed) is None
+        assert_equal([next(iterator) for _ in range(3)], third)
+        assert iterator.state() == ended
+    seen = ids(first + second + third)
+    for source, name in enumerate(sources):
+        windows = [window for of, window in seen if of == source]
+        whole = [window for _, window in order_ids(mixture({name: 1.0}), len(windows))]
+        assert sorted(windows) == sorted(whole)
+        assert mixture(heavy, streams=2).consumed(ended)[name] == len(windows)
+    # the same shares in other words are no change
+    assert mixture({"expert": 4, "play": 2, "video": 2}, streams=2).adopt(state) == (state, None)
+
+
+def test_epochs_count_what_all_streams_consumed(mixture, sources):
+    made = mixture(streams=4)
+    assert made.epochs(made.state_after(26)) == {
+        name: count / len(sources[name]) for name, count in (("expert", 104), ("play", 52), ("video", 52))
+    }
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 1), (8, 64), (64, 2), (3, 4)])
@@ -205,7 +271,7 @@ def test_another_number_of_streams_repeats_and_skips_nothing(mixture, sources, b
     consumed = collections.Counter(order_ids(first, 2 * batch))
     second = mixture(weights, batch_size=batch, streams=after)
     state, said = second.adopt(json.loads(json.dumps(first.state_after(2))))
-    assert f"in {before} streams and goes on in {after}" in said and "no sample is repeated or skipped" in said
+    assert f"in {after} streams instead of {before}" in said and "no sample is repeated or skipped" in said
     assert state["streams"] == after and state["grain"]["next_index"] == 0
     consumed += collections.Counter(order_ids(second, batch, state["start"]))
     # and once more, from a state that already has a start
@@ -223,7 +289,7 @@ def test_an_iterator_goes_on_with_another_number_of_streams(mixture):
         state = json.loads(json.dumps(iterator.state()))
     with mixture(streams=4).iterator() as iterator:
         said = iterator.set_state(state)
-        assert said.startswith("the data was read in 2 streams and goes on in 4")
+        assert said.startswith("the data go on in 4 streams instead of 2, behind what was consumed")
         second = [next(iterator) for _ in range(2)]
         state = json.loads(json.dumps(iterator.state()))
         third = [next(iterator) for _ in range(2)]
@@ -276,8 +342,10 @@ def fail(batch):
     ("weights", "options", "problem"),
     [
         ({}, {}, "mixture is empty"),
-        ({"expert": 0.0}, {}, "weights must be positive"),
-        ({"expert": -1.0}, {}, "weights must be positive"),
+        ({"expert": 0.0}, {}, r"weights must be positive numbers, got \{'expert': 0.0\}: leave a source out"),
+        ({"expert": 1.0, "play": -1.0}, {}, r"positive numbers, got \{'play': -1.0\}"),
+        ({"expert": math.nan}, {}, r"positive numbers, got \{'expert': nan\}"),
+        ({"expert": math.inf}, {}, r"positive numbers, got \{'expert': inf\}"),
         ({"expert": 1.0, "typo": 1.0}, {}, r"unknown sources \['typo'\]"),
         ({"expert": 1.0}, {"streams": 3}, "cannot be split into 3 streams"),
         ({"expert": 1.0}, {"streams": 2, "own": (2,)}, "cannot own"),

@@ -106,8 +106,13 @@ def write_training(folder: pathlib.Path) -> None:
         json.dumps(
             {
                 "weights": {"expert": 0.55, "play": 0.3, "egocentric": 0.15},
+                "history": [{"step": 0, "weights": {"expert": 0.55, "play": 0.3, "egocentric": 0.15}}],
+                "asked": {"expert": 0.55, "play": 0.3, "egocentric": 0.15},
+                "realised": {"expert": 0.5503, "play": 0.2986, "egocentric": 0.1511},
                 "drawn": {"expert": 35220, "play": 19110, "egocentric": 9670},
                 "windows": {"expert": 9000, "play": 6000, "egocentric": 9000},
+                "epochs": {"expert": 3.913, "play": 3.185, "egocentric": 1.074},
+                "action_free": 0.1511,
                 "modes": {mode: 64000 // 7 + 900 * index for index, mode in enumerate(MODES)},
             }
         )

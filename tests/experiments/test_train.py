@@ -39,6 +39,32 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(debug_run, tmp_path):
     assert [row["step"] for row in read_rows(again) if row["split"] == "train"] == list(range(1, 21))
 
 
+def test_weights_may_change_when_a_run_goes_on(debug_run, tmp_path):
+    """From the checkpoint at step 10 with another weight: said, drawn, and on record with the step."""
+    again = tmp_path / "again"
+    shutil.copytree(debug_run, again, symlinks=True)
+    shutil.rmtree(again / "checkpoints" / "20")
+    before = json.loads((again / "config.json").read_text())["config"]["data"]["weights"]
+    result = run("train", CONFIG, f"--workdir={again}", "--noprogress", f"--config.data.root={debug_run / 'data'}",
+                 "--config.data.weights.play=0.62", "--config.data.weights.expert=0.32")  # fmt: skip
+    said = "resuming at step 10 of 20; the data go on with other weights (expert: 0.62 -> 0.32; play: 0.32 -> 0.62)"
+    assert said in result.stdout and "no sample is repeated or skipped" in result.stdout
+    record = json.loads((again / "config.json").read_text())
+    now = {**before, "expert": 0.32, "play": 0.62}
+    assert record["weights"] == [{"step": 0, "weights": before}, {"step": 10, "weights": now}]
+    assert record["asked"]["data"]["weights"] == record["config"]["data"]["weights"] == now
+    facts = json.loads((again / "mixture.json").read_text())
+    assert facts["history"] == record["weights"] and facts["weights"] == now
+    assert facts["asked"] == pytest.approx({"expert": 0.47, "play": 0.47, "ego": 0.06})
+    assert sum(facts["drawn"].values()) == 160 and facts["action_free"] == facts["realised"]["ego"]
+    for name, share in facts["asked"].items():
+        assert abs(facts["drawn"][name] - 160 * share) < 3  # two mixes of three sources, each within 1.5
+        assert facts["epochs"][name] == facts["drawn"][name] / facts["windows"][name]
+    rows = [row for row in read_rows(again) if row["split"] == "train"]
+    assert rows[-1]["epochs/play"] == facts["epochs"]["play"]
+    assert f"expert {facts['realised']['expert']:.2%} (47.00% asked" in result.stdout
+
+
 def test_the_proof_sees_a_difference(debug_run, tmp_path):
     """Step 10 is not step 20: what the proof and the tests call equal would not be, were it another state."""
     other = tmp_path / "other"
@@ -150,10 +176,10 @@ def test_a_finished_run_is_reused(debug_run):
     [
         (["--config.train.stps=3"], "there is no config key 'config.train.stps'; did you mean 'config.train.steps'?"),
         (["--config.train.steps=many"], "many"),
-        (["--config.data.weights.expert=0"], "weights must be positive"),
+        (["--config.data.weights.expert=0"], "weights must be positive numbers"),
         (["--config.model.attention=flash"], "model.attention is 'flash'; choose from xla, chunked, cudnn"),
         (["--config.data.root=/nowhere"], "collect them with python -m experiments.collect"),
-        (["--config.train.seed=5"], "holds a run with another config (config.train.seed: 0 there, 5 here)"),
+        (["--config.train.seed=5"], "holds a run with another config (config.train.seed: 0 -> 5)"),
         (
             ["--config.train.best_metric=los"],
             "train.best_metric 'los' is no metric of the validation; did you mean 'loss'?",

@@ -35,7 +35,8 @@ def step(state: TrainState, batch):
     params = {"w": jnp.where(finite, state.params["w"] + loss, state.params["w"])}
     found: dict[str, Any] = {
         "loss": loss, "grad_norm": 2 * loss, "finite": finite, "learning_rate": jnp.float32(0.1),
-        "samples": jax.nn.one_hot(batch["sample_id"][:, 0], 2).sum(0), "modes": jnp.zeros(len(MODE_NAMES)),
+        "samples": jax.nn.one_hot(batch["sample_id"][:, 0], 2).sum(0), "action_free": jnp.float32(1),
+        "modes": jnp.zeros(len(MODE_NAMES)),
         "terms": {"video": {"all": jnp.array([loss, 1.0]), "source": jnp.array([[loss, 1.0], [0.0, 0.0]])}},
         "norms": {"grad": {"video": loss}, "param": {"video": 3 * loss}}, "sample_id": batch["sample_id"],
     }  # fmt: skip
@@ -113,8 +114,8 @@ def run_loop(workdir: pathlib.Path, batches: Batches, **changes):
         run = loop.Run(
             train_step=step, evaluate=evaluate, validation=lambda: [(None, None)],
             save=lambda state, data, validated: checkpoints.save(state, data, {}, {}, {}, validated),
-            checkpoints=checkpoints, sources=SOURCES, writer=rows, meter=meter.Meter(tokens=10),
-            profiler=Profiler(workdir), stop=stop, agreement=Alone(),
+            account=lambda data: {"epochs/expert": data["next"] / 2}, checkpoints=checkpoints, sources=SOURCES,
+            writer=rows, meter=meter.Meter(tokens=10), profiler=Profiler(workdir), stop=stop, agreement=Alone(),
             skips=loop.Skips(workdir / "skipped", SOURCES, seed=7, limit=settings.max_skipped),
         )  # fmt: skip
         try:
@@ -132,6 +133,8 @@ def test_rows_cover_every_step_once_and_never_span_a_checkpoint(tmp_path):
     assert list(train) == [3, 4, 6, 8]
     assert [train[s]["loss"] for s in train] == [2.0, 4.0, 5.5, 7.5]
     assert sum(row["drawn/expert"] for row in train.values()) == 8
+    assert [row["epochs/expert"] for row in train.values()] == [1.5, 2.0, 3.0, 4.0]
+    assert [row["action_free_share"] for row in train.values()] == [0.5] * 4
     assert train[3]["video/source/expert"] == 2.0
     assert "video/source/play" not in train[3]
     assert train[8]["grad_norm/video"] == 7.5
@@ -169,6 +172,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_put_on_record(tmp_path
     assert [train[s].get("skipped", 0) for s in train] == [1, 1, 0, 0]
     assert train[3]["loss"] == 2.0  # of the steps 1 and 3
     assert "loss" not in train[4]  # no step of this row was taken
+    assert train[4]["drawn/expert"] == 1  # its sample was drawn all the same
     assert sorted(path.name for path in (tmp_path / "skipped").iterdir()) == ["step_2.json", "step_4.json"]
     assert json.loads((tmp_path / "skipped" / "step_2.json").read_text()) == {
         "step": 2, "seed": 7, "loss": "nan", "grad_norm": "nan",

@@ -358,10 +358,10 @@ def plot_mixture(mixture: Mapping[str, Any]) -> Figure:
     """Shares of the sources asked for beside the shares really drawn, and the samples of every mode.
 
     Args:
-        mixture: {"weights": {source: weight}, "drawn": {source: samples}, "modes": {mode: samples}}.
+        mixture: {"asked": {source: share}, "drawn": {source: samples}, "modes": {mode: samples}}.
     """
-    sources = list(mixture["weights"])
-    asked = np.array([mixture["weights"][source] for source in sources], float)
+    sources = list(mixture["asked"])
+    asked = np.array([mixture["asked"][source] for source in sources], float)
     drawn = np.array([mixture["drawn"].get(source, 0) for source in sources], float)
     modes = mixture.get("modes", {})
     figure = Figure(figsize=(WIDTH, 0.36 * max(len(sources), len(modes), 3) + 0.95), layout="constrained")
@@ -369,7 +369,7 @@ def plot_mixture(mixture: Mapping[str, Any]) -> Figure:
     y = np.arange(len(sources))
     bars = left.barh(y, drawn / max(1.0, drawn.sum()), 0.55, color=BLUE, label="drawn")
     left.bar_label(bars, [f"{count:,.0f}" for count in drawn], padding=8, color=GREY, fontsize=8)
-    left.vlines(asked / asked.sum(), y - 0.36, y + 0.36, color=VERMILION, lw=2.2, label="asked for")
+    left.vlines(asked, y - 0.36, y + 0.36, color=VERMILION, lw=2.2, label="asked for")
     left.set_yticks(y, sources)
     left.set(xlabel="share of the samples (count beside the bar)", title="Sources", xlim=(0, 1.12))
     left.legend(loc="lower right")

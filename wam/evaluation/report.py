@@ -172,18 +172,26 @@ def _training(run: RunRecord) -> Html:
 def _data(run: RunRecord) -> Html:
     if not run.mixture:
         return note("No record of the mixture in this run (mixture.json is absent).")
-    weights, drawn, windows = run.mixture["weights"], run.mixture["drawn"], run.mixture.get("windows", {})
-    total, asked = max(1, sum(drawn.values())), sum(weights.values())
-    rows = []
-    for source, weight in weights.items():
-        count, size = drawn.get(source, 0), windows.get(source)
-        shares = [f"{100 * weight / asked:.1f} %", f"{100 * count / total:.1f} %", f"{count:,.0f}"]
-        rows.append([source, *shares, *([f"{size:,}", f"{count / size:.1f}"] if size else ["-", "-"])])
+    mixture, rows = run.mixture, []
+    for source, asked in mixture["asked"].items():
+        count, size = mixture["drawn"].get(source, 0), mixture["windows"][source]
+        shares = [f"{asked:.1%}", f"{mixture['realised'][source]:.1%}", f"{count:,.0f}"]
+        rows.append([source, *shares, f"{size:,}", f"{mixture['epochs'][source]:.1f}"])
+    changes = [
+        f"from step {entry['step']:,} on "
+        + ", ".join(f"{name} {weight:g}" for name, weight in entry["weights"].items())
+        for entry in mixture["history"][1:]
+    ]
     uri = figure_uri(plots.plot_mixture(run.mixture))
     return join(
         [
-            tag("p", "The mixture as it was really drawn: samples that a training step consumed."),
-            table(["source", "asked for", "drawn", "samples", "windows", "passes"], rows),
+            tag(
+                "p",
+                "The mixture as it was really drawn: samples that a training step consumed; "
+                f"{mixture['action_free']:.1%} of them without actions.",
+            ),
+            *([note("The weights were changed: " + "; ".join(changes) + ".")] if changes else []),
+            table(["source", "asked for", "drawn", "samples", "windows", "epochs"], rows),
             figure(uri, "Sources and modes of the samples consumed.", alt="Sources and modes"),
         ]
     )

@@ -54,6 +54,8 @@ class Run:
     validation: Callable[[], Iterable[tuple[Any, Any]]]
     save: Callable[[TrainState, dict[str, Any], Mapping[str, float] | None], None]
     """(state, state of the data, metrics of the validation at this step, if any)"""
+    account: Callable[[Mapping[str, Any]], Mapping[str, float]]
+    """(state of the data) -> entries of a training row, such as how often each source was gone through"""
     checkpoints: Checkpoints
     sources: tuple[str, ...]
     writer: Writer
@@ -104,7 +106,8 @@ def train(run: Run, config: TrainConfig, state: TrainState, batches: BatchIterat
             # A row never spans a checkpoint: whoever resumes there repeats whole rows and loses none.
             if saving or done % config.log_every == 0:
                 absorb()
-                values = averages.summary() | meter.row(done, batches.wait_seconds)
+                values = averages.summary() | dict(run.account(batches.state()))
+                values |= meter.row(done, batches.wait_seconds)
                 averages.reset()
                 run.writer.write(done, "train", values)
                 bar.set_postfix(loss=f"{values.get('loss', np.nan):.3f}", wait=f"{values['data_wait_share']:.0%}")

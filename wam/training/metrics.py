@@ -22,7 +22,7 @@ NORMS = {"grad": "grad_norm", "param": "param_norm"}
 class Averages:
     """Adds up the step metrics of `training.step`, so that each average is over all elements since the last reset.
 
-    A step that was skipped (`finite` False) is counted, and joins no average.
+    A step that was skipped (`finite` False) is counted, as are the samples it drew; it joins no average.
     """
 
     def __init__(self, sources: Sequence[str]):
@@ -35,10 +35,13 @@ class Averages:
         self.scalars: dict[str, float] = {}
         self.terms: Any = None
         self.samples = np.zeros(len(self.sources))
+        self.action_free = 0.0
         self.modes = np.zeros(len(MODE_NAMES))
 
     def add(self, metrics: Mapping[str, Any]) -> None:
         metrics = jax.device_get({name: value for name, value in metrics.items() if name != "sample_id"})
+        self.samples += metrics.get("samples", 0)
+        self.action_free += float(metrics.get("action_free", 0))
         if not metrics.get("finite", True):
             self.skipped += 1
             return
@@ -48,7 +51,6 @@ class Averages:
             scalars |= {f"{NORMS[kind]}/{expert}": norm for expert, norm in norms.items()}
         for name, value in scalars.items():
             self.scalars[name] = self.scalars.get(name, 0.0) + float(value)
-        self.samples += metrics.get("samples", 0)
         self.modes += metrics.get("modes", 0)
         terms = metrics["terms"]
         self.terms = terms if self.terms is None else jax.tree.map(np.add, self.terms, terms)
@@ -58,6 +60,8 @@ class Averages:
         out = {name: value / self.steps for name, value in self.scalars.items()}
         if self.skipped:
             out["skipped"] = float(self.skipped)
+        if drawn := self.samples.sum():
+            out["action_free_share"] = self.action_free / float(drawn)
         for prefix, names, counts in (("drawn", self.sources, self.samples), ("modes", MODE_NAMES, self.modes)):
             out |= {f"{prefix}/{n}": float(count) for n, count in zip(names, counts, strict=True) if count > 0}
         for term, groups in (self.terms or {}).items():

@@ -15,6 +15,7 @@ from wam.config import ObjectiveConfig, OptimizerConfig
 from wam.diffusion import losses
 from wam.diffusion.modes import MODES, draw
 from wam.tokenizers.video import VideoTokenizer
+from wam.training.augment import OFF, Augmentation
 from wam.training.finetune import combined, rate_factors
 from wam.training.optimizer import learning_rate, make_optimizer
 from wam.training.state import Apply, Fixed, TrainState, expert_norms, update_ema
@@ -43,12 +44,13 @@ def make_train_step(
     sources: int,
     accumulate: int = 1,
     learning_rates: Sequence[tuple[str, float]] = (),
+    augment: Augmentation = OFF,
 ) -> Callable[[TrainState, Batch, Fixed], tuple[TrainState, Metrics]]:
     """`train_step(state, batch, fixed) -> (state, metrics)`, to be jitted with a donated state.
 
     The gradient is that of the whole batch, also when `accumulate` microbatches make it one after the other: their
     errors are divided by the active elements of all. A step whose loss or gradient is not finite changes no parameter.
-    `learning_rates` are factors by pattern of a parameter's path.
+    `learning_rates` are factors by pattern of a parameter's path. `augment` changes pixels before they are encoded.
     """
     transform = make_optimizer(optimizer)
 
@@ -57,7 +59,7 @@ def make_train_step(
         config = apply.model(combined(state.params, fixed.frozen)).config
 
         def inputs(part: Batch):
-            return latents_of(part, fixed.tokenizer), draw(key, part, config, objective)
+            return latents_of(augment(key, part), fixed.tokenizer), draw(key, part, config, objective)
 
         latents, draws = inputs(batch)
         whole = losses.targets(batch, latents, draws, config, with_video=objective.with_video)
@@ -76,6 +78,7 @@ def make_train_step(
             return grads, {
                 "loss": loss,
                 "samples": jax.nn.one_hot(part["source"], sources).sum(0),
+                "action_free": (~part["action_mask"].any((1, 2, 3))).sum().astype(jnp.float32),
                 "modes": jax.nn.one_hot(draws.mode, len(MODES)).sum(0),
                 "terms": losses.breakdown(terms, part, draws, objective.sigma_bins, sources),
             }

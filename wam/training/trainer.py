@@ -16,6 +16,7 @@ from wam.pretrained.imported import load_trunk
 from wam.pretrained.mapping import flatten
 from wam.tokenizers.video import VideoTokenizer
 from wam.training import sharding
+from wam.training.augment import OFF, Augmentation
 from wam.training.finetune import check_imported, divide, frozen_paths, started
 from wam.training.optimizer import make_optimizer
 from wam.training.state import Apply, Fixed, TrainState, build, count, init_state, logical_axes, split
@@ -34,6 +35,7 @@ class Trainer:
       sources: number of data sources, for metrics.
       accumulate: microbatches of a step.
       finetune: what the parameters start from, and which of them train.
+      augment: of the training images.
       prepare: writes what was fitted on data into a fresh model's constants.
 
     Raises:
@@ -43,7 +45,8 @@ class Trainer:
     def __init__(self, model: ModelConfig, objective: ObjectiveConfig, optimizer: OptimizerConfig,
                  tokenizer: VideoTokenizer | None, mesh: Mesh, *, batch_size: int, sources: int, accumulate: int = 1,
                  prepare: Callable[[JointDiT], None] | None = None,
-                 finetune: FinetuneConfig | None = None):  # fmt: skip
+                 finetune: FinetuneConfig | None = None,
+                 augment: Augmentation = OFF):  # fmt: skip
         sharding.check_mesh(mesh.shape, model, batch_size, accumulate)
         self.mesh, self.model, self.batch_size, self._prepare = mesh, model, batch_size, prepare
         self.finetune = finetune = finetune or FinetuneConfig()
@@ -60,7 +63,7 @@ class Trainer:
         self.fixed = Fixed({}, jax.device_put(tokenizer, everywhere))
         fixed: Any = Fixed(self._frozen_shardings, everywhere)  # type: ignore[arg-type]  # shardings of what is fixed
         step = make_train_step(self.apply, objective, optimizer, sources=sources, accumulate=accumulate,
-                               learning_rates=finetune.learning_rates)  # fmt: skip
+                               learning_rates=finetune.learning_rates, augment=augment)  # fmt: skip
         self._step = jax.jit(
             step, donate_argnums=0, in_shardings=(self.shardings, self.rows, fixed),
             out_shardings=(self.shardings, everywhere),
