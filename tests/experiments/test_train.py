@@ -213,8 +213,8 @@ def test_other_data_than_the_fitted_assets_is_refused(debug_run, tmp_path):
 
 
 def test_evaluation_writes_metrics(debug_run):
-    result = run("evaluate", f"--checkpoint={debug_run}", "--report", "--split=validation", "--workers=1", "--episodes=1",
-                 "--execute_steps=16")  # fmt: skip
+    result = run("evaluate", f"--checkpoint={debug_run}", "--report", "--split=validation", "--workers=1",
+                 "--episodes=1", "--execute_steps=16")  # fmt: skip
     assert "wrote" in result.stdout
     metrics = json.loads((debug_run / "metrics.json").read_text())
     for name in ("policy", "joint", "random", "blind_replay", "swapped_instruction"):
