@@ -44,6 +44,7 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
     from ml_collections import ConfigDict
 
     from experiments import recipe as recipes
+    from experiments.fitted import set_constants
     from wam.checkpoint import read_everything
     from wam.config import MeshConfig
     from wam.diffusion import losses
@@ -62,7 +63,7 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     trainer = Trainer(
         data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, mesh, batch_size=len(batch["source"]),
-        sources=len(recipe.sources), prepare=lambda model: recipes.set_constants(model, data.fitted),
+        sources=len(recipe.sources), prepare=lambda model: set_constants(model, data.fitted),
         finetune=recipe.finetune,
     )  # fmt: skip
     state = trainer.init(steps=1, seed=record["seed"])
