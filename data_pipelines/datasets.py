@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from data_pipelines.episode import Episode
 from data_pipelines.sources.source import Source, read_episode
-from wam.batch import NONE_EMBODIMENT
+from wam.embodiment import NONE_EMBODIMENT
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,11 @@
-"""The robots we know, by name. A store names its embodiment; its dimensions, kinds and rate are declared here."""
+"""The robots we know, by name, and whose robot a store is."""
 
 from __future__ import annotations
 
-from wam.batch import NONE_EMBODIMENT, EmbodimentSpec
+from collections.abc import Mapping
+from typing import Any
+
+from wam.embodiment import NONE_EMBODIMENT, EmbodimentSpec
 
 EMBODIMENTS: dict[str, EmbodimentSpec] = {
     spec.name: spec
@@ -24,3 +27,9 @@ def get_embodiment(name: str) -> EmbodimentSpec:
     if name not in EMBODIMENTS:
         raise ValueError(f"unknown embodiment {name!r}: declare it in {__name__}, known are {sorted(EMBODIMENTS)}")
     return EMBODIMENTS[name]
+
+
+def embodiment_of_store(manifest: Mapping[str, Any]) -> EmbodimentSpec:
+    """The robot that a store's manifest describes, or else names. ValueError if nobody knows it, or it is malformed."""
+    spec = manifest.get("embodiment_spec")
+    return get_embodiment(manifest["embodiment"]) if spec is None else EmbodimentSpec.from_json(spec)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.windows import Windows
-from wam.batch import Normalizer
+from wam.embodiment import Normalizer
 
 MAX_WINDOWS = 100_000
 """Cap per source, for memory: beyond it, this many windows evenly spaced over the source are read."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from data_pipelines.windows import Windows
-from wam.batch import BatchSpec, Normalizer
+from wam.batch import BatchSpec
+from wam.embodiment import Normalizer
 
 TextEncoder = Callable[[str], tuple[np.ndarray, np.ndarray]]
 """instruction -> f32 [Lt, Dt], bool [Lt]; its attribute `name`, where it has one, joins the pipeline hash"""

@@ -20,10 +20,11 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from wam.batch import Batch, EmbodimentSpec, Normalizer
+from wam.batch import Batch
 from wam.checkpoint import Inference, read_inference
 from wam.config import FinetuneConfig, ModelConfig, TextConfig, build
 from wam.diffusion import losses, sampler
+from wam.embodiment import EmbodimentSpec, Normalizer
 from wam.models.dynamics_paths import Constant
 from wam.models.joint_dit import create
 from wam.models.streams import Noisy, observe
