@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from wam.embodiment import NONE_EMBODIMENT, EmbodimentSpec
@@ -33,3 +33,27 @@ def embodiment_of_store(manifest: Mapping[str, Any]) -> EmbodimentSpec:
     """The robot that a store's manifest describes, or else names. ValueError if nobody knows it, or it is malformed."""
     spec = manifest.get("embodiment_spec")
     return get_embodiment(manifest["embodiment"]) if spec is None else EmbodimentSpec.from_json(spec)
+
+
+def check_embodiment(where: object, manifest: Mapping[str, Any], spec: EmbodimentSpec) -> None:
+    """Raises ValueError if the numbers of a store, `where`, are not of this robot."""
+    for what in ("state_dim", "action_dim"):
+        if manifest[what] != getattr(spec, what):
+            raise ValueError(
+                f"{where} has {what} {manifest[what]}, its embodiment {spec.name!r} declares {getattr(spec, what)}"
+            )
+
+
+def agree(specs: Iterable[tuple[str, EmbodimentSpec]]) -> dict[str, EmbodimentSpec]:
+    """Name -> robot, of (source, robot). ValueError if two sources mean different robots by one name."""
+    known: dict[str, tuple[str, EmbodimentSpec]] = {}
+    for source, spec in specs:
+        first, other = known.setdefault(spec.name, (source, spec))
+        if other != spec:
+            ours, theirs = spec.to_json(), other.to_json()
+            field = next(key for key in ours if ours[key] != theirs[key])
+            raise ValueError(
+                f"the sources {first!r} and {source!r} declare the embodiment {spec.name!r} differently: its {field} "
+                f"is {theirs[field]} and {ours[field]}; give one of the robots another name"
+            )
+    return {name: spec for name, (_, spec) in known.items()}

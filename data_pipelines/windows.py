@@ -13,7 +13,7 @@ import itertools
 
 import numpy as np
 
-from data_pipelines.embodiments import embodiment_of_store
+from data_pipelines.embodiments import check_embodiment, embodiment_of_store
 from data_pipelines.store import ClipStore
 from wam.embodiment import EmbodimentSpec
 
@@ -53,6 +53,11 @@ class WindowConfig:
             raise ValueError("a window needs one view at least")
         if unknown := [view for view in self.views if view not in self.cameras]:
             raise ValueError(f"views {unknown} are not in the run's camera table {self.cameras}")
+
+    @property
+    def timing(self) -> tuple[tuple[float, ...], float]:
+        """(frame_seconds, action_hz)"""
+        return self.frame_seconds, self.action_hz
 
     @property
     def observation_frames(self) -> np.ndarray:
@@ -101,12 +106,7 @@ class Windows:
         self.store, self.config = store, config
         manifest, name = store.manifest, store.directory
         self.embodiment = embodiment or embodiment_of_store(manifest)
-        for what in ("state_dim", "action_dim"):
-            if manifest[what] != getattr(self.embodiment, what):
-                raise ValueError(
-                    f"{name} has {what} {manifest[what]}, its embodiment {self.embodiment.name!r} declares "
-                    f"{getattr(self.embodiment, what)}"
-                )
+        check_embodiment(name, manifest, self.embodiment)
         self.control_hz = hz = float(manifest["control_hz"])
         self._has_action = manifest["action_dim"] > 0
         ratio = hz / config.action_hz

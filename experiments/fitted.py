@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.embodiments import get_embodiment
-from data_pipelines.stats import Statistics, fit_lead, fit_statistics
+from data_pipelines.lead import fit_lead
+from data_pipelines.stats import Statistics, fit_statistics
 from data_pipelines.windows import Windows
 from wam.config import TokenizerConfig
 from wam.models.joint_dit import JointDiT
@@ -71,12 +71,20 @@ class Fitted:
         )
 
 
-def fit(config: TokenizerConfig, windows: Mapping[str, Windows], cameras: tuple[str, ...]) -> Fitted:
-    """Fits statistics, tokenizer and leads on the training windows."""
-    statistics = fit_statistics(list(windows.values()))
+def fit(
+    config: TokenizerConfig,
+    windows: Mapping[str, Windows],
+    cameras: tuple[str, ...],
+    *,
+    normalization: str = "quantile",
+    overrides: Mapping[str, str] | None = None,
+) -> Fitted:
+    """Fits statistics, tokenizer and leads on the training windows; kinds of normalisation as in `fit_statistics`."""
+    statistics = fit_statistics(list(windows.values()), normalization=normalization, overrides=overrides)
     names = sorted(statistics.action)
-    action_dim = max((get_embodiment(name).action_dim for name in names), default=1)
-    state_dim = max((get_embodiment(name).state_dim for name in names), default=1)
+    specs = statistics.specs.values()
+    action_dim = max((spec.model_action_dim for spec in specs), default=1)
+    state_dim = max((spec.model_state_dim for spec in specs), default=1)
     lead, lead_r2 = {}, {}
     for name in names:
         own = [w for w in windows.values() if w.embodiment.name == name]
@@ -115,7 +123,7 @@ def set_constants(model: JointDiT, fitted: Fitted) -> None:
         if name == "none":
             continue
         _, action = fitted.statistics.normalizers(name)
-        kinds = get_embodiment(name).action_kinds
+        kinds = fitted.statistics.specs[name].model_action_kinds
         adds_up = np.array([kind == "delta" for kind in kinds], np.float32)
         lead = fitted.lead[name][: model.config.frames_per_chunk * model.config.frames_per_latent]
         model.embodiments.set(row, center=action.center, scale=action.scale, adds_up=adds_up, lead=lead)

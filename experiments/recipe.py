@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from data_pipelines.collect.collect import CollectConfig
-from data_pipelines.embodiments import get_embodiment
+from data_pipelines.embodiments import agree, get_embodiment
 from data_pipelines.store import ClipStore
 from data_pipelines.transforms import ToSample
 from data_pipelines.windows import WindowConfig, Windows
@@ -30,11 +32,13 @@ from wam.config import (
     TrainConfig,
     build,
 )
+from wam.embodiment import NONE_EMBODIMENT, EmbodimentSpec
 from wam.envs import embodiment_of, env_factory
 from wam.pretrained.instructions import text_encoder
 from wam.pretrained.provenance import read_provenance
 
 ACTION_HZ = 80.0
+PER_SOURCE = ("frame_seconds", "action_hz", "views")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Recipe:
                 )
         if missing := [name for name in ("data", "tokenizer", "model", "objective", "train") if name not in config]:
             raise ValueError(f"the config lacks the part {missing[0]!r}")
+        if unknown := sorted(set(config.data.get("sources", {})) - set(config.data.weights)):
+            raise ValueError(f"data.sources has {unknown[0]!r}, which has no weight in data.weights")
 
         def part(name: str, kind: type) -> Any:
             return build(kind, config.get(name, ConfigDict()).to_dict())
@@ -121,33 +127,74 @@ class Recipe:
     def by_shape(self) -> tuple[ModelConfig, BatchSpec]:
         """The model and its batches by shape, from the recipe alone: as `load_data` will find them in what it collects.
 
-        ValueError if the recipe collects nothing, so that only data could tell.
+        A recipe that collects nothing states it: data.image_size, data.embodiments (names of robots) and, where not all
+        cameras are among the views, data.cameras. ValueError if it does not, so that only data could tell.
         """
-        for part in ("sim", "collect"):
-            if part not in self.config:
-                raise ValueError(f"the config has no `{part}`: the model's shape is known only from its data")
+        if not {"sim", "collect"} <= set(self.config):
+            return self._stated_shape()
         sim = self.config.sim
         robot, size = embodiment_of(sim.name), env_factory(sim.name, sim.get("render", {})).keywords["render"].size
         filmed: set[str] = set(sim.cameras) if set(self.sources) - {"ego"} else set()
         if "ego" in self.sources:
             filmed.add(self.config.collect.get("ego_camera", CollectConfig.ego_camera))
-        views = tuple(self.config.data.views)
-        cameras = (*views, *sorted(filmed - set(views)))
-        window_config(self.config.data, cameras)
+        return self._shape(size, self.cameras(filmed), [robot])
+
+    def _stated_shape(self) -> tuple[ModelConfig, BatchSpec]:
+        data = self.config.data
+        for field in ("image_size", "embodiments"):
+            if field not in data:
+                raise ValueError(
+                    f"the config has no `sim` and `collect`, and no data.{field}: the model's shape is known only from "
+                    "its data"
+                )
+        return self._shape(data.image_size, self.cameras(()), [get_embodiment(name) for name in data.embodiments])
+
+    def _shape(self, size: int, cameras: tuple[str, ...], robots: list[EmbodimentSpec]
+               ) -> tuple[ModelConfig, BatchSpec]:  # fmt: skip
+        for name in self.sources:
+            window_config(self.config.data, cameras, name, control_hz=max(r.control_hz for r in robots))
         if size % self.tokenizer.patch:
-            raise ValueError(f"tokenizer.patch {self.tokenizer.patch} does not divide sim.render.size {size}")
-        embodiments = ("none", robot.name)
-        model = self.model_config(size, cameras, robot.action_dim, robot.state_dim, len(embodiments))
+            raise ValueError(f"tokenizer.patch {self.tokenizer.patch} does not divide the image size {size}")
+        action_dim, state_dim = room(robots)
+        model = self.model_config(size, cameras, action_dim, state_dim, 1 + len(robots))
         return model, model.batch_spec(size, size, self.text.tokens)
 
+    def cameras(self, filmed: Iterable[str]) -> tuple[str, ...]:
+        """The run's camera table: what data.cameras says, or the views and then all others there are."""
+        data = self.config.data
+        own = (source.get("views", ()) for source in data.get("sources", {}).values())
+        views = dict.fromkeys([*data.views, *itertools.chain(*own)])
+        return tuple(data.get("cameras", ())) or (*views, *sorted(set(filmed) - set(views)))
 
-def window_config(data: Any, cameras: tuple[str, ...]) -> WindowConfig:
-    """How windows are cut, by the `data` part of a recipe or of a checkpoint's copy of it."""
+
+def room(robots: Iterable[EmbodimentSpec]) -> tuple[int, int]:
+    """(A, S) of a batch that has room for all of them."""
+    robots = list(robots)
+    return (
+        max((robot.model_action_dim for robot in robots if robot.action_dim), default=1),
+        max((robot.model_state_dim for robot in robots if robot.state_dim), default=1),
+    )
+
+
+def window_config(data: Any, cameras: tuple[str, ...], source: str, *, control_hz: float) -> WindowConfig:
+    """How the windows of a source are cut, by the `data` part of a recipe or of a checkpoint's copy of it.
+
+    `data.sources[source]` overrides what all sources share; an action_hz of 0 is the source's own `control_hz`.
+    """
+    own = dict(data.get("sources", {}).get(source, {}))
+    if unknown := sorted(set(own) - set(PER_SOURCE)):
+        raise ValueError(f"data.sources.{source} has {unknown[0]!r}; a source decides {', '.join(PER_SOURCE)} alone")
+    for field in ("frame_seconds", "views"):
+        if field in own and len(own[field]) != len(data[field]):
+            raise ValueError(
+                f"data.sources.{source}.{field} has {len(own[field])} entries, data.{field} has {len(data[field])}: "
+                "all samples of a batch have equally many"
+            )
     return WindowConfig(
-        frame_seconds=tuple(data["frame_seconds"]),
+        frame_seconds=tuple(own.get("frame_seconds", data["frame_seconds"])),
         action_horizon=data.get("action_horizon", 16),
-        action_hz=data.get("action_hz", ACTION_HZ),
-        views=tuple(data["views"]),
+        action_hz=own.get("action_hz", data.get("action_hz", ACTION_HZ)) or control_hz,
+        views=tuple(own.get("views", data["views"])),
         cameras=cameras,
         chunks=data.get("chunks", 1),
     )
@@ -177,6 +224,8 @@ class Data:
     model: ModelConfig
     text: TextConfig
     """As the recipe has it, with the digest of the encoder's files."""
+    timings: dict[str, WindowConfig]
+    """of each embodiment"""
 
 
 def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
@@ -192,11 +241,12 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
             f"{root / 'train'} lacks the source {missing[0]!r} of data.weights; collect it or drop it"
         )
     held_out = open_stores(root, "validation", recipe.sources)
-    views = tuple(recipe.config.data.views)
-    others = sorted({c for store in stores.values() for c in store.manifest["cameras"]} - set(views))
-    cameras = (*views, *others)
-    config = window_config(recipe.config.data, cameras)
-    train = {name: Windows(store, config) for name, store in stores.items()}
+    cameras = recipe.cameras({c for store in stores.values() for c in store.manifest["cameras"]})
+    train = {name: _windows(recipe, name, store, cameras) for name, store in stores.items()}
+    # A source without a validation split keeps its place in the table but is never read for validation.
+    validation = {name: _windows(recipe, name, store, cameras) for name, store in held_out.items()}
+    timings = check_robots({f"{split}/{name}": windows for split, of in (("train", train), ("validation", validation))
+                            for name, windows in of.items()})  # fmt: skip
     if (workdir / "fitted.json").exists():
         fitted = Fitted.load(workdir)
         for name, windows in train.items():
@@ -207,11 +257,11 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
                     "use a new --workdir for other data"
                 )
     else:
-        fitted = fit(recipe.tokenizer, train, cameras)
+        data = recipe.config.data
+        fitted = fit(recipe.tokenizer, train, cameras, normalization=data.get("normalization", "quantile"),
+                     overrides=dict(data.get("normalization_overrides", {})))  # fmt: skip
         fitted.save(workdir)
-    sizes = [get_embodiment(name) for name in fitted.embodiments]
-    action_dim = max(1, *(e.action_dim for e in sizes))
-    state_dim = max(1, *(e.state_dim for e in sizes))
+    action_dim, state_dim = room(fitted.statistics.specs.values())
     size = fitted.tokenizer.image_size
     model = recipe.model_config(size[0], cameras, action_dim, state_dim, len(fitted.embodiments))
     spec = model.batch_spec(size[0], size[1], recipe.text.tokens)
@@ -222,8 +272,6 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
         )
     normalizers = {name: fitted.statistics.normalizers(name) for name in fitted.embodiments if name != "none"}
     encode, text = text_encoder(recipe.text)
-    # A source without a validation split keeps its place in the table but is never read for validation.
-    validation = {name: Windows(store, config) for name, store in held_out.items()}
     everywhere = {name: validation.get(name, windows) for name, windows in train.items()}
     encode.prepare(
         {
@@ -234,7 +282,34 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
     )
     to_sample = ToSample(spec, train, normalizers, fitted.embodiments, encode)
     return Data(train, validation, to_sample, ToSample(spec, everywhere, normalizers, fitted.embodiments, encode), spec,
-                fitted, model, text)  # fmt: skip
+                fitted, model, text, timings)  # fmt: skip
+
+
+def _windows(recipe: Recipe, name: str, store: ClipStore, cameras: tuple[str, ...]) -> Windows:
+    config = window_config(recipe.config.data, cameras, name, control_hz=store.manifest["control_hz"])
+    asked = recipe.config.data.get("sources", {}).get(name, {}).get("views", ())
+    if missing := sorted(set(asked) - set(store.manifest["cameras"])):
+        raise ValueError(f"data.sources.{name}.views has {missing[0]!r}; its cameras are {store.manifest['cameras']}")
+    return Windows(store, config)
+
+
+def check_robots(windows: Mapping[str, Windows]) -> dict[str, WindowConfig]:
+    """Embodiment -> how its windows are cut.
+
+    ValueError if sources of one embodiment differ in timing or in what they say of the robot: a policy could serve one
+    of them only.
+    """
+    agree((name, source.embodiment) for name, source in windows.items())
+    first: dict[str, tuple[str, WindowConfig]] = {}
+    for name, source in windows.items():
+        other, config = first.setdefault(source.embodiment.name, (name, source.config))
+        if source.embodiment.action_dim and source.config.timing != config.timing:
+            raise ValueError(
+                f"the sources {other!r} and {name!r} are both of the embodiment {source.embodiment.name!r} but have "
+                f"(frame_seconds, action_hz) {config.timing} and {source.config.timing}: give them the same in "
+                "data.sources"
+            )
+    return {embodiment: config for embodiment, (_, config) in first.items()}
 
 
 def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
@@ -243,10 +318,16 @@ def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
     about, _ = fitted.tokenizer.to_state()
     embodiments = []
     for name in fitted.embodiments:
-        entry: dict[str, Any] = {"spec": dataclasses.asdict(get_embodiment(name))}
+        entry: dict[str, Any] = {"spec": NONE_EMBODIMENT.to_json()}
         if name != "none":
             state, action = fitted.statistics.normalizers(name)
-            entry |= {"state": state.to_json(), "action": action.to_json()}
+            entry = {
+                "spec": fitted.statistics.specs[name].to_json(),
+                "state": state.to_json(),
+                "action": action.to_json(),
+                "frame_seconds": list(data.timings[name].frame_seconds),
+                "action_hz": data.timings[name].action_hz,
+            }
         embodiments.append(entry)
     return {
         "config": json.loads(recipe.config.to_json_best_effort()),
@@ -256,8 +337,6 @@ def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
         "embodiments": embodiments,
         "cameras": list(fitted.cameras),
         "views": list(recipe.config.data.views),
-        "frame_seconds": list(recipe.config.data.frame_seconds),
-        "action_hz": recipe.config.data.get("action_hz", ACTION_HZ),
         "sources": list(recipe.sources),
         "store_hashes": fitted.hashes,
         "lead_r2": fitted.lead_r2,

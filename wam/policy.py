@@ -58,9 +58,14 @@ class Memory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Embodiment:
+    """A robot of the checkpoint: from its own numbers to the model's, normalised, and back."""
+
     spec: EmbodimentSpec
-    state: Normalizer | None
-    action: Normalizer | None
+    state: Normalizer | None = None
+    action: Normalizer | None = None
+    frame_seconds: tuple[float, ...] = ()
+    """T times of the frames"""
+    action_hz: float = 0.0
 
     @property
     def normalizers(self) -> tuple[Normalizer, Normalizer]:
@@ -68,6 +73,22 @@ class Embodiment:
         if self.state is None or self.action is None:
             raise ValueError(f"embodiment {self.spec.name!r} has no state and actions to normalise")
         return self.state, self.action
+
+    def encode_state(self, state: np.ndarray) -> np.ndarray:
+        return self.normalizers[0].normalize(self.spec.encode_state(state))
+
+    def decode_state(self, state: np.ndarray) -> np.ndarray:
+        """Of dims padded or not."""
+        return self.spec.decode_state(self.normalizers[0].denormalize(state[..., : self.spec.model_state_dim]))
+
+    def encode_action(self, action: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Raw action [..., K, dim] with the raw state [..., dim] at its start."""
+        return self.normalizers[1].normalize(self.spec.encode_action(action, state))
+
+    def decode_action(self, action: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Of dims padded or not, with the raw state at its start, to raw [..., K, dim]."""
+        action = self.normalizers[1].denormalize(action[..., : self.spec.model_action_dim])
+        return self.spec.decode_action(action, state)
 
 
 class Policy:
@@ -81,8 +102,6 @@ class Policy:
         text = build(TextConfig, assets["text"] | ({} if text_path is None else {"path": str(text_path)}))
         self.encode_text, self.text_config = text_encoder(text)
         self.views, self.camera_table = tuple(assets["views"]), tuple(assets["cameras"])
-        self.frame_seconds = np.asarray(assets["frame_seconds"], np.float32)
-        self.action_hz = float(assets["action_hz"])
         self._embodiments = [_embodiment(entry) for entry in assets["embodiments"]]
         graph, *_ = nnx.split(nnx.eval_shape(lambda: create(self.config)), nnx.Param, Constant)
         self._apply = Apply(graph, saved.constants)
@@ -115,13 +134,15 @@ class Policy:
     def action_names(self) -> tuple[str, ...]:
         return self.embodiment(self.embodiments[0]).spec.action_names
 
-    @property
-    def control_hz(self) -> float:
-        return self.action_hz
+    def frame_seconds(self, embodiment: str) -> np.ndarray:
+        """f32 [T]: times of the frames that the model sees and predicts for a robot."""
+        return np.asarray(self.embodiment(embodiment).frame_seconds, np.float32)
 
-    @property
-    def action_seconds(self) -> np.ndarray:
-        return np.arange(self.config.action_horizon, dtype=np.float32) / np.float32(self.action_hz)
+    def action_seconds(self, embodiment: str) -> np.ndarray:
+        """f32 [K]: times of a chunk's actions."""
+        return np.arange(self.config.action_horizon, dtype=np.float32) / np.float32(
+            self.embodiment(embodiment).action_hz
+        )
 
     def example_observation(self) -> dict[str, Any]:
         """A valid observation without content (mean images, zero state): for trying out the interface."""
@@ -185,7 +206,8 @@ class Policy:
         for i, observation in enumerate(observations):
             raw = None if action is None else self.raw_actions(action[i], observation)
             frames = None if video is None else dict(zip(self.imagined, video[i], strict=True))
-            chunks.append(Chunk(raw, frames, self.action_seconds, self.frame_seconds[1:]))
+            robot = observation["embodiment"]
+            chunks.append(Chunk(raw, frames, self.action_seconds(robot), self.frame_seconds(robot)[1:]))
         return chunks
 
     def generate(self, batch: Batch, ids: np.ndarray, program: sampler.Program) -> sampler.Sample:
@@ -256,18 +278,7 @@ class Policy:
 
     def raw_actions(self, normalised: np.ndarray, observation: Mapping[str, Any]) -> np.ndarray:
         """[K, A] normalised and padded -> [K, raw] in the robot's units; relative dimensions become absolute."""
-        robot = self.embodiment(observation["embodiment"])
-        spec = robot.spec
-        return robot.normalizers[1].denormalize(normalised[:, : spec.action_dim]) + self._reference(spec, observation)
-
-    @staticmethod
-    def _reference(spec: EmbodimentSpec, observation: Mapping[str, Any]) -> np.ndarray:
-        """[raw action dim]: the state that relative dimensions are relative to, zero for the others."""
-        reference = np.zeros(spec.action_dim, np.float32)
-        for i, (name, kind) in enumerate(zip(spec.action_names, spec.action_kinds, strict=True)):
-            if kind == "relative":
-                reference[i] = np.asarray(observation["state"], np.float32)[spec.state_names.index(name)]
-        return reference
+        return self.embodiment(observation["embodiment"]).decode_action(normalised, observation["state"])
 
     def _row(self, observation: Mapping[str, Any], actions: np.ndarray | None) -> Batch:
         """One batch row; ValueError names the field of the observation that is wrong."""
@@ -299,13 +310,13 @@ class Policy:
             "frame_mask": np.ones(cfg.video_frames, bool),
             "view_mask": np.ones(len(self.views), bool),
             "camera": np.array([self.camera_table.index(c) for c in self.views], np.int32),
-            "video_time": self.frame_seconds,
-            "action_time": self.action_seconds[None],
-            "state": _pad(robot.normalizers[0].normalize(state), cfg.state_dim)[None],
-            "state_mask": (np.arange(cfg.state_dim) < spec.state_dim)[None],
+            "video_time": self.frame_seconds(spec.name),
+            "action_time": self.action_seconds(spec.name)[None],
+            "state": _pad(robot.encode_state(state), cfg.state_dim)[None],
+            "state_mask": (np.arange(cfg.state_dim) < spec.model_state_dim)[None],
             "action": np.zeros((1, cfg.action_horizon, cfg.action_dim), np.float32),
             "action_mask": np.broadcast_to(
-                np.arange(cfg.action_dim) < spec.action_dim, (1, cfg.action_horizon, cfg.action_dim)
+                np.arange(cfg.action_dim) < spec.model_action_dim, (1, cfg.action_horizon, cfg.action_dim)
             ),
             "text": text,
             "text_mask": text_mask,
@@ -317,8 +328,7 @@ class Policy:
                 raise ValueError(
                     f"actions: expected finite [{cfg.action_horizon}, {spec.action_dim}], got {list(actions.shape)}"
                 )
-            shifted = actions - self._reference(spec, observation)
-            row["action"] = _pad(robot.normalizers[1].normalize(shifted), cfg.action_dim)[None]
+            row["action"] = _pad(robot.encode_action(actions, state), cfg.action_dim)[None]
         return row
 
 
@@ -340,9 +350,16 @@ def _padded(rows: list, size: int) -> list:
 
 
 def _embodiment(entry: dict[str, Any]) -> Embodiment:
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["spec"].items()}
-    normalizers = (Normalizer.from_json(entry[k]) if k in entry else None for k in ("state", "action"))
-    return Embodiment(EmbodimentSpec(**fields), *normalizers)
+    spec = EmbodimentSpec.from_json(entry["spec"])
+    if "action" not in entry:
+        return Embodiment(spec)
+    return Embodiment(
+        spec,
+        Normalizer.from_json(entry["state"]),
+        Normalizer.from_json(entry["action"]),
+        tuple(entry["frame_seconds"]),
+        float(entry["action_hz"]),
+    )
 
 
 def load_policy(directory: str | Path, *, step: int | None = None, unroll: bool = True,
