@@ -40,6 +40,10 @@ def random_numbers(spec, rng, n=40, K=5):
     return state.astype(np.float32), action.astype(np.float32)
 
 
+def same_rotation(a, b, representation):
+    return np.allclose(to_matrix(a, representation), to_matrix(b, representation), atol=2e-6)
+
+
 def test_what_the_model_sees():
     spec = robot()
     wrist = [f"wrist_rot6d_{k}" for k in range(6)]
@@ -65,7 +69,7 @@ def test_what_the_model_sees():
         assert np.allclose(encoded[:, k, 5:8], wanted[..., 1], atol=1e-5)
 
 
-@pytest.mark.parametrize("representation", [*SIZES][:6] + ["euler_xyz_extrinsic", "euler_zyx_intrinsic"])
+@pytest.mark.parametrize("representation", [*[*SIZES][:6], "euler_xyz_extrinsic", "euler_zyx_intrinsic"])
 @pytest.mark.parametrize("kind", ["absolute", "relative"])
 def test_there_and_back(representation, kind):
     dims = tuple(f"r{k}" for k in range(SIZES[representation]))
@@ -77,14 +81,10 @@ def test_there_and_back(representation, kind):
     again = spec.decode_action(spec.encode_action(action, state), state)
     plain = [0, 1, -2, -1]
     assert np.allclose(again[..., plain], action[..., plain], atol=1e-6)
-    assert np.allclose(
-        to_matrix(again[..., 2:-2], representation), to_matrix(action[..., 2:-2], representation), atol=2e-6
-    )
+    assert same_rotation(again[..., 2:-2], action[..., 2:-2], representation)
     back = spec.decode_state(spec.encode_state(state))
     assert np.allclose(back[:, [0, 5, 6]], state[:, [0, 5, 6]], atol=1e-6)
-    assert np.allclose(
-        to_matrix(back[:, 1:5], "quaternion_xyzw"), to_matrix(state[:, 1:5], "quaternion_xyzw"), atol=2e-6
-    )
+    assert same_rotation(back[:, 1:5], state[:, 1:5], "quaternion_xyzw")
     # And from what a model answers, which is no rotation exactly, to one that is.
     answer = spec.encode_action(action, state) + rng.normal(size=(40, 5, spec.model_action_dim)).astype(np.float32)
     matrix = to_matrix(spec.decode_action(answer, state)[..., 2:-2], representation)
@@ -103,7 +103,7 @@ def test_small_turns_stay_increments():
 def test_json_round_trip():
     spec = robot(unnormalized=("y",))
     assert EmbodimentSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
-    with pytest.raises(ValueError, match="not the JSON of an embodiment: .*unexpected keyword argument 'colour'"):
+    with pytest.raises(ValueError, match=r"not the JSON of an embodiment: .*unexpected keyword argument 'colour'"):
         EmbodimentSpec.from_json(spec.to_json() | {"colour": "red"})
 
 
@@ -114,7 +114,7 @@ def test_json_round_trip():
         ({"action_kinds": ("delta",)}, "7 action names for 1 kinds"),
         ({"control_hz": 0.0}, "control_hz must be positive"),
         ({"state_names": ("width", *QUATERNION, "x", "x")}, "a name occurs twice among the state dims"),
-        ({"state_names": ("width", *QUATERNION, "y", "z")}, r"relative actions \['x'\] need state dims of the same name"),
+        ({"state_names": ("width", *QUATERNION, "y", "z")}, r"relative actions \['x'\] need state dims of the"),
         ({"state_rotations": ()}, "rotation 'wrist' needs a state rotation of the same name"),
         ({"action_rotations": (Rotation("wrist", ("a", "b", "c"), "rotation_vector"),)}, "has the dim 'a', which the"),
         ({"action_rotations": (Rotation("wrist", EULER, "euler"),)}, "unknown representation 'euler'"),
@@ -146,11 +146,10 @@ def test_normalising_is_undone():
     assert (np.abs(normalizer.denormalize(normal) - x) <= 4 * np.finfo(np.float32).eps * size).all()
     varied = ~normalizer.constant
     assert varied.any() and normalizer.constant.any()
-    assert np.abs(np.quantile(normal[:, varied], 0.99, axis=0) - 1).max() < 0.01
+    assert np.abs(np.quantile(normal[:, varied], 0.99, axis=0) - 1).max() < 0.05
     # A dimension that hardly moves is not blown up: its noise stays as small as it was.
-    assert (
-        np.abs(normal[:, normalizer.constant]) <= np.abs(x - normalizer.center)[:, normalizer.constant] + 1e-6
-    ).all()
+    still = normalizer.constant
+    assert (np.abs(normal[:, still]) <= np.abs(x - normalizer.center)[:, still] + 1e-6).all()
 
 
 def test_bounds_of_one_change_nothing():
