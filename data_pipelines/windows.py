@@ -127,6 +127,11 @@ class Windows:
         }
         self._ends = np.cumsum(self._count_anchors())
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The store's cameras that fill the view slots, in order; fewer than there are slots if it has no more."""
+        return tuple(self._cameras)
+
     def _assign_views(self, own: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
         config = self.config
         chosen = list(config.views) if set(config.views) <= set(own) else own[: len(config.views)]

@@ -224,8 +224,8 @@ class Data:
     model: ModelConfig
     text: TextConfig
     """As the recipe has it, with the digest of the encoder's files."""
-    timings: dict[str, WindowConfig]
-    """of each embodiment"""
+    robots: dict[str, Windows]
+    """embodiment -> the first source of it, whose timing and cameras are those of its observations"""
 
 
 def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
@@ -245,7 +245,7 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
     train = {name: _windows(recipe, name, store, cameras) for name, store in stores.items()}
     # A source without a validation split keeps its place in the table but is never read for validation.
     validation = {name: _windows(recipe, name, store, cameras) for name, store in held_out.items()}
-    timings = check_robots({f"{split}/{name}": windows for split, of in (("train", train), ("validation", validation))
+    robots = check_robots({f"{split}/{name}": windows for split, of in (("train", train), ("validation", validation))
                             for name, windows in of.items()})  # fmt: skip
     if (workdir / "fitted.json").exists():
         fitted = Fitted.load(workdir)
@@ -261,6 +261,7 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
         fitted = fit(recipe.tokenizer, train, cameras, normalization=data.get("normalization", "quantile"),
                      overrides=dict(data.get("normalization_overrides", {})))  # fmt: skip
         fitted.save(workdir)
+    _check_fitted(recipe, fitted)
     action_dim, state_dim = room(fitted.statistics.specs.values())
     size = fitted.tokenizer.image_size
     model = recipe.model_config(size[0], cameras, action_dim, state_dim, len(fitted.embodiments))
@@ -282,7 +283,7 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
     )
     to_sample = ToSample(spec, train, normalizers, fitted.embodiments, encode)
     return Data(train, validation, to_sample, ToSample(spec, everywhere, normalizers, fitted.embodiments, encode), spec,
-                fitted, model, text, timings)  # fmt: skip
+                fitted, model, text, robots)  # fmt: skip
 
 
 def _windows(recipe: Recipe, name: str, store: ClipStore, cameras: tuple[str, ...]) -> Windows:
@@ -293,23 +294,38 @@ def _windows(recipe: Recipe, name: str, store: ClipStore, cameras: tuple[str, ..
     return Windows(store, config)
 
 
-def check_robots(windows: Mapping[str, Windows]) -> dict[str, WindowConfig]:
-    """Embodiment -> how its windows are cut.
+def _check_fitted(recipe: Recipe, fitted: Fitted) -> None:
+    """ValueError if the recipe says of its data what is not so, or wants other normalisers than were fitted."""
+    data, names, size = recipe.config.data, fitted.embodiments[1:], list(fitted.tokenizer.image_size)
+    if "embodiments" in data and sorted(data.embodiments) != sorted(names):
+        raise ValueError(f"data.embodiments is {sorted(data.embodiments)}, the stores are of {sorted(names)}")
+    if "image_size" in data and size != [data.image_size] * 2:
+        raise ValueError(f"data.image_size is {data.image_size}, the stores have images of {size}")
+    kinds = dict.fromkeys(names, data.get("normalization", "quantile")) | dict(data.get("normalization_overrides", {}))
+    if kinds != fitted.statistics.normalization:
+        raise ValueError(
+            f"the normalisers of this run are {fitted.statistics.normalization}, data.normalization asks for {kinds}: "
+            "use a new --workdir"
+        )
+
+
+def check_robots(windows: Mapping[str, Windows]) -> dict[str, Windows]:
+    """Embodiment -> the first source of it.
 
     ValueError if sources of one embodiment differ in timing or in what they say of the robot: a policy could serve one
     of them only.
     """
     agree((name, source.embodiment) for name, source in windows.items())
-    first: dict[str, tuple[str, WindowConfig]] = {}
+    first: dict[str, tuple[str, Windows]] = {}
     for name, source in windows.items():
-        other, config = first.setdefault(source.embodiment.name, (name, source.config))
-        if source.embodiment.action_dim and source.config.timing != config.timing:
+        other, known = first.setdefault(source.embodiment.name, (name, source))
+        if source.embodiment.action_dim and source.config.timing != known.config.timing:
             raise ValueError(
                 f"the sources {other!r} and {name!r} are both of the embodiment {source.embodiment.name!r} but have "
-                f"(frame_seconds, action_hz) {config.timing} and {source.config.timing}: give them the same in "
+                f"(frame_seconds, action_hz) {known.config.timing} and {source.config.timing}: give them the same in "
                 "data.sources"
             )
-    return {embodiment: config for embodiment, (_, config) in first.items()}
+    return {embodiment: source for embodiment, (_, source) in first.items()}
 
 
 def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
@@ -325,8 +341,9 @@ def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
                 "spec": fitted.statistics.specs[name].to_json(),
                 "state": state.to_json(),
                 "action": action.to_json(),
-                "frame_seconds": list(data.timings[name].frame_seconds),
-                "action_hz": data.timings[name].action_hz,
+                "frame_seconds": list(data.robots[name].config.frame_seconds),
+                "action_hz": data.robots[name].config.action_hz,
+                "views": list(data.robots[name].views),
             }
         embodiments.append(entry)
     return {
@@ -336,7 +353,6 @@ def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
         "text": dataclasses.asdict(data.text),
         "embodiments": embodiments,
         "cameras": list(fitted.cameras),
-        "views": list(recipe.config.data.views),
         "sources": list(recipe.sources),
         "store_hashes": fitted.hashes,
         "lead_r2": fitted.lead_r2,

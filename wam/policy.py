@@ -66,6 +66,8 @@ class Embodiment:
     frame_seconds: tuple[float, ...] = ()
     """T times of the frames"""
     action_hz: float = 0.0
+    views: tuple[str, ...] = ()
+    """cameras of the views, in order"""
 
     @property
     def normalizers(self) -> tuple[Normalizer, Normalizer]:
@@ -101,7 +103,7 @@ class Policy:
         self.tokenizer: VideoTokenizer = jax.device_put(from_state(assets["tokenizer"], saved.tokenizer))
         text = build(TextConfig, assets["text"] | ({} if text_path is None else {"path": str(text_path)}))
         self.encode_text, self.text_config = text_encoder(text)
-        self.views, self.camera_table = tuple(assets["views"]), tuple(assets["cameras"])
+        self.camera_table = tuple(assets["cameras"])
         self._embodiments = [_embodiment(entry) for entry in assets["embodiments"]]
         graph, *_ = nnx.split(nnx.eval_shape(lambda: create(self.config)), nnx.Param, Constant)
         self._apply = Apply(graph, saved.constants)
@@ -111,13 +113,16 @@ class Policy:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Cameras an observation must have."""
-        return self.views
+        """Cameras that an observation of the first embodiment must have."""
+        return self.embodiment(self.embodiments[0]).views
 
     @property
     def imagined(self) -> tuple[str, ...]:
-        """Cameras whose future the model denoises."""
-        return tuple(self.views[i] for i in self.config.target_views)
+        """Those whose future the model denoises."""
+        return self._imagined(self.cameras)
+
+    def _imagined(self, views: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(views[i] for i in self.config.target_views if i < len(views))
 
     @property
     def embodiments(self) -> tuple[str, ...]:
@@ -149,7 +154,7 @@ class Policy:
         h, w = self.tokenizer.image_size
         name = self.embodiments[0]
         return {
-            "images": {camera: np.full((h, w, 3), 128, np.uint8) for camera in self.views},
+            "images": {camera: np.full((h, w, 3), 128, np.uint8) for camera in self.cameras},
             "state": np.zeros(self.embodiment(name).spec.state_dim, np.float32),
             "instruction": "",
             "embodiment": name,
@@ -205,8 +210,9 @@ class Policy:
         chunks = []
         for i, observation in enumerate(observations):
             raw = None if action is None else self.raw_actions(action[i], observation)
-            frames = None if video is None else dict(zip(self.imagined, video[i], strict=True))
             robot = observation["embodiment"]
+            shown = self._imagined(self.embodiment(robot).views)
+            frames = None if video is None else dict(zip(shown, video[i], strict=len(shown) == video.shape[1]))
             chunks.append(Chunk(raw, frames, self.action_seconds(robot), self.frame_seconds(robot)[1:]))
         return chunks
 
@@ -287,17 +293,18 @@ class Policy:
         robot = self.embodiment(observation["embodiment"])
         spec, cfg = robot.spec, self.config
         h, w = self.tokenizer.image_size
-        frames = []
-        for camera in self.views:
+        video = np.zeros((cfg.views, 1, h, w, 3), np.uint8)  # a robot may have fewer cameras than the model views
+        table, is_view = np.zeros(cfg.views, np.int32), np.arange(cfg.views) < len(robot.views)
+        for view, camera in enumerate(robot.views):
             if camera not in observation["images"]:
-                raise ValueError(f"observation.images lacks the camera {camera!r}; it needs {', '.join(self.views)}")
+                raise ValueError(f"observation.images lacks the camera {camera!r}; it needs {', '.join(robot.views)}")
             image = np.asarray(observation["images"][camera])
             if image.shape != (h, w, 3) or image.dtype != np.uint8:
                 raise ValueError(
                     f"observation.images[{camera!r}]: expected uint8 [{h}, {w}, 3], "
                     f"got {image.dtype} {list(image.shape)}"
                 )
-            frames.append(image)
+            video[view, 0], table[view] = image, self.camera_table.index(camera)
         state = np.asarray(observation["state"], np.float32)
         if state.shape != (spec.state_dim,) or not np.isfinite(state).all():
             raise ValueError(
@@ -306,10 +313,10 @@ class Policy:
             )
         text, text_mask = self.encode_text(str(observation["instruction"]))
         row = {
-            "video": np.stack(frames)[:, None],
+            "video": video,
             "frame_mask": np.ones(cfg.video_frames, bool),
-            "view_mask": np.ones(len(self.views), bool),
-            "camera": np.array([self.camera_table.index(c) for c in self.views], np.int32),
+            "view_mask": is_view,
+            "camera": table,
             "video_time": self.frame_seconds(spec.name),
             "action_time": self.action_seconds(spec.name)[None],
             "state": _pad(robot.encode_state(state), cfg.state_dim)[None],
@@ -359,6 +366,7 @@ def _embodiment(entry: dict[str, Any]) -> Embodiment:
         Normalizer.from_json(entry["action"]),
         tuple(entry["frame_seconds"]),
         float(entry["action_hz"]),
+        tuple(entry["views"]),
     )
 
 
