@@ -1,18 +1,21 @@
-"""Statistics of states and actions: normalisers, and where actions lead. Never decodes an image."""
+"""Statistics of states and actions, and the normalisers they give. Never decodes an image."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_pipelines.embodiments import agree
 from data_pipelines.windows import Windows
-from wam.batch import Normalizer
+from wam.embodiment import EmbodimentSpec, Normalizer
 
-MAX_WINDOWS = 100_000
-"""Cap per source, for memory: beyond it, this many windows evenly spaced over the source are read."""
+MAX_ROWS = 1_000_000
+"""Actions, over all windows of an embodiment, that are read at most, which bounds memory and time: beyond it every n-th
+window is taken. Windows overlap, so that with n no larger than the horizon hardly a control step is left out."""
+NORMALIZATIONS = ("quantile", "mean_std", "min_max")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +33,11 @@ class DimStatistics:
     @classmethod
     def of(cls, values: np.ndarray) -> DimStatistics:
         """values: [count, dim]"""
-        q01, q99 = np.quantile(values, (0.01, 0.99), axis=0)
-        wide = values.astype(np.float64)
-        return cls(len(values), values.min(0), values.max(0), wide.mean(0), wide.std(0), q01, q99)
+        columns = np.ascontiguousarray(values.T)  # one dimension at a time: no second copy of them all
+        q01, q99 = np.array([np.quantile(column, (0.01, 0.99)) for column in columns]).reshape(-1, 2).T
+        mean = np.array([column.mean(dtype=np.float64) for column in columns])
+        std = np.array([np.std(column, dtype=np.float64) for column in columns])
+        return cls(len(values), values.min(0), values.max(0), mean, std, q01, q99)
 
     def to_json(self) -> dict:
         return {key: value if key == "count" else value.tolist() for key, value in vars(self).items()}
@@ -42,9 +47,14 @@ class DimStatistics:
         fields: dict[str, Any] = {k: v if k == "count" else np.asarray(v, np.float64) for k, v in data.items()}
         return cls(**fields)
 
-    @property
-    def normalizer(self) -> Normalizer:
-        return Normalizer(self.q01, self.q99)
+    def normalizer(self, kind: str, fixed: np.ndarray) -> Normalizer:
+        """Of a kind in `NORMALIZATIONS`; dimensions in `fixed`, bool [dim], are left as they are."""
+        low, high = {
+            "quantile": (self.q01, self.q99),
+            "mean_std": (self.mean - self.std, self.mean + self.std),
+            "min_max": (self.min, self.max),
+        }[kind]
+        return Normalizer(np.where(fixed, -1.0, low), np.where(fixed, 1.0, high))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +63,20 @@ class Statistics:
 
     state: dict[str, DimStatistics]
     action: dict[str, DimStatistics]
-    """after the transforms of the windows: grouped, relative; so they hold for one window config"""
+    """of what the model sees, see `Windows`: grouped, relative; so they hold for one window config"""
     stores: dict[str, str]
     """name -> hash of every store with actions that they were fitted on"""
+    specs: dict[str, EmbodimentSpec]
+    normalization: dict[str, str]
+    """embodiment -> one of `NORMALIZATIONS`"""
 
     def to_json(self) -> dict:
         return {
             "state": {name: dims.to_json() for name, dims in self.state.items()},
             "action": {name: dims.to_json() for name, dims in self.action.items()},
             "stores": dict(self.stores),
+            "specs": {name: spec.to_json() for name, spec in self.specs.items()},
+            "normalization": dict(self.normalization),
         }
 
     @classmethod
@@ -70,6 +85,8 @@ class Statistics:
             {name: DimStatistics.from_json(dims) for name, dims in data["state"].items()},
             {name: DimStatistics.from_json(dims) for name, dims in data["action"].items()},
             dict(data["stores"]),
+            {name: EmbodimentSpec.from_json(spec) for name, spec in data["specs"].items()},
+            dict(data["normalization"]),
         )
 
     def normalizers(self, embodiment: str) -> tuple[Normalizer, Normalizer]:
@@ -78,118 +95,90 @@ class Statistics:
             raise ValueError(
                 f"no statistics for the embodiment {embodiment!r}, only for {sorted(self.state)}: fit them on its data"
             )
-        return self.state[embodiment].normalizer, self.action[embodiment].normalizer
+        kind, spec = self.normalization[embodiment], self.specs[embodiment]
+        return (
+            self.state[embodiment].normalizer(kind, spec.fixed_state),
+            self.action[embodiment].normalizer(kind, spec.fixed_action),
+        )
 
     def check_fitted_on(self, sources: Sequence[Windows]) -> None:
-        """Raises ValueError if a source with actions is not among the stores these statistics come from."""
+        """ValueError if a source with actions is none of the stores these were fitted on, or its robot has changed."""
         for windows in sources:
-            store = windows.store
-            if windows.embodiment.action_dim and store.hash not in self.stores.values():
+            store, robot = windows.store, windows.embodiment
+            if robot.action_dim and store.hash not in self.stores.values():
                 fitted = ", ".join(f"{name} ({digest[:8]})" for name, digest in self.stores.items()) or "no store"
                 raise ValueError(
                     f"the statistics were fitted on {fitted}, not on {store.directory.name} ({store.hash[:8]}): "
                     "fit them again, or take the data they belong to"
                 )
+            if robot.action_dim and robot != self.specs[robot.name]:
+                raise ValueError(
+                    f"{store.directory.name} declares its embodiment {robot.name!r} differently than when the "
+                    "statistics were fitted: fit them again, or put the declaration back"
+                )
 
 
-def _sample(windows: Windows, cap: int) -> Iterator[int]:
-    count = len(windows)
-    return (int(i) for i in np.linspace(0, count - 1, min(count, cap)).astype(np.int64))
-
-
-def fit_statistics(sources: Sequence[Windows], *, max_windows: int = MAX_WINDOWS) -> Statistics:
-    """Fits the statistics of every embodiment on what its windows really contain: masked steps are left out.
-
-    Exact up to `max_windows` windows a source, evenly spaced beyond. ValueError if a source has no windows.
-    """
-    values: dict[str, dict[str, list[np.ndarray]]] = {}
-    stores = {}
+def by_embodiment(sources: Sequence[Windows]) -> dict[str, list[Windows]]:
+    """The sources with actions of each embodiment. ValueError if one has no windows, or a name means two robots."""
     for windows in sources:
         if not len(windows):
             raise ValueError(f"{windows.store.directory} has no usable window to fit statistics on")
-        if not windows.embodiment.action_dim:
-            continue
-        stores[windows.store.directory.name] = windows.store.hash
-        of = values.setdefault(windows.embodiment.name, {"state": [], "action": []})
-        for i in _sample(windows, max_windows):
-            low_dim = windows.low_dim(i)
-            for what, rows in of.items():
-                rows.append(low_dim[what][low_dim[f"{what}_mask"]])
-    fitted = {
-        name: {what: DimStatistics.of(np.concatenate(rows)) for what, rows in of.items()} for name, of in values.items()
-    }
-    return Statistics(
-        {name: of["state"] for name, of in fitted.items()}, {name: of["action"] for name, of in fitted.items()}, stores
-    )
+    acting = [windows for windows in sources if windows.embodiment.action_dim]
+    names = agree((windows.store.directory.name, windows.embodiment) for windows in acting)
+    return {name: [windows for windows in acting if windows.embodiment.name == name] for name in names}
 
 
-def accumulate(action: np.ndarray, steps: int, is_delta: np.ndarray) -> np.ndarray:
-    """Where the first `steps` actions lead: the sum of deltas, the latest of other kinds. [..., K, A] -> [..., A]."""
-    if steps == 0:
-        return np.zeros_like(action[..., 0, :])
-    return np.where(is_delta, action[..., :steps, :].sum(-2), action[..., steps - 1, :])
+def sampled(sources: Sequence[Windows], max_rows: int) -> Iterator[tuple[Windows, int, np.ndarray]]:
+    """(windows, clip, anchors): every n-th window of the sources, clip by clip, n as small as `max_rows` allows."""
+    rows = sum(len(windows) * windows.config.chunks * windows.config.action_horizon for windows in sources)
+    stride = max(1, -(-rows // max_rows))
+    for windows in sources:
+        for clip in range(len(windows.store)):
+            anchors = windows.anchors(clip, stride)
+            if len(anchors):
+                yield windows, clip, anchors
 
 
-def fit_lead(
+def fit_statistics(
     sources: Sequence[Windows],
-    statistics: Statistics,
-    action_dim: int,
-    state_dim: int,
     *,
-    max_windows: int = MAX_WINDOWS,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares from accumulated actions to the robot's displacement, per future frame; for ONE embodiment.
+    normalization: str = "quantile",
+    overrides: Mapping[str, str] | None = None,
+    max_rows: int = MAX_ROWS,
+) -> Statistics:
+    """Fits the statistics of every embodiment on what its windows really contain: masked steps are left out.
 
-    For frame j (1 <= j < T) of chunk m, from the chunk's start (its observation) to the frame:
-
-        (state at the frame - state at the start) / scale  =  [accumulated raw actions, 1] @ lead[j - 1]
-
-    with `scale` of the state normaliser, and accumulation as in `accumulate` over the actions that begin before the
-    frame. Only windows whose actions and states are real up to the frame count.
+    Exact up to `max_rows` actions an embodiment. Beyond it they are those of an evenly spaced sample: with n values a
+    quantile q is off by about sqrt(q (1 - q) / n) in rank, 0.0001 for 1 % of a million.
 
     Args:
-        sources: windows of one embodiment and one config.
-        statistics: fitted on these sources or more.
-        action_dim: A of the batch; weights are padded with zeros. Row A is the bias.
-        state_dim: S of the batch, padded likewise.
-        max_windows: at most so many windows a source, evenly spaced.
+        sources: windows of any robots, and of video without actions.
+        normalization: one of `NORMALIZATIONS`.
+        overrides: embodiment -> another one.
+        max_rows: memory stays below this many rows of the widest embodiment, two times.
 
-    Returns:
-        lead f32 [T-1, A+1, S] and R^2 f32 [T-1, S] (0 for padding and for dimensions that never move).
+    Raises:
+        ValueError: a source without windows, an unknown kind or embodiment, or a name that means two robots.
     """
-    names = sorted({windows.embodiment.name for windows in sources})
-    configs = {windows.config for windows in sources}
-    if len(names) != 1 or len(configs) != 1:
-        raise ValueError(f"fit_lead takes the sources of one embodiment and one config, got {names or 'none'}")
-    embodiment, config = sources[0].embodiment, configs.pop()
-    scale = statistics.normalizers(embodiment.name)[0].scale
-    is_delta = np.array([kind == "delta" for kind in embodiment.action_kinds])
-    T, A, S = len(config.frame_seconds), embodiment.action_dim, embodiment.state_dim
-    starts = config.observation_frames
-    chunk_of = [int(np.searchsorted(starts, j) - 1) for j in range(1, T)]  # a boundary frame ends the earlier chunk
-    elapsed = np.asarray(config.frame_seconds)[1:] - config.observation_seconds[chunk_of]
-    steps = [min(config.action_horizon, int(np.ceil(t * config.action_hz - 1e-6))) for t in elapsed]
-
-    inputs: list[list[np.ndarray]] = [[] for _ in range(T - 1)]
-    targets: list[list[np.ndarray]] = [[] for _ in range(T - 1)]
-    for windows in sources:
-        for i in _sample(windows, max_windows):
-            low_dim, (state, real) = windows.low_dim(i), windows.frame_state(i)
-            for j, (m, n) in enumerate(zip(chunk_of, steps, strict=True)):
-                if real[j + 1] and low_dim["action_mask"][m, :n].all():
-                    inputs[j].append(np.append(accumulate(low_dim["action"][m], n, is_delta), 1.0))
-                    targets[j].append((state[j + 1] - low_dim["state"][m]) / scale)
-    lead = np.zeros((T - 1, action_dim + 1, state_dim), np.float32)
-    r2 = np.zeros((T - 1, state_dim), np.float32)
-    for j in range(T - 1):
-        if len(inputs[j]) <= A + 1:
-            raise ValueError(
-                f"only {len(inputs[j])} windows of {embodiment.name!r} reach the frame at "
-                f"{config.frame_seconds[j + 1]} s with real actions: too few to fit {A + 1} weights"
-            )
-        x, y = np.stack(inputs[j]).astype(np.float64), np.stack(targets[j]).astype(np.float64)
-        weights = np.linalg.lstsq(x, y, rcond=None)[0]
-        lead[j, :A, :S], lead[j, action_dim, :S] = weights[:A], weights[A]
-        residual, total = np.square(y - x @ weights).sum(0), np.square(y - y.mean(0)).sum(0)
-        r2[j, :S] = np.where(total > 1e-12, 1 - residual / np.maximum(total, 1e-12), 0)
-    return lead, r2
+    groups = by_embodiment(sources)
+    kinds = dict.fromkeys(groups, normalization) | dict(overrides or {})
+    if unknown := sorted(set(kinds) - set(groups)):
+        raise ValueError(f"a normalization is given for {unknown[0]!r}, but the data has {sorted(groups)}")
+    for name, kind in kinds.items():
+        if kind not in NORMALIZATIONS:
+            raise ValueError(f"unknown normalization {kind!r} of {name!r}; choose from {', '.join(NORMALIZATIONS)}")
+    state, action = {}, {}
+    for name, group in groups.items():
+        values: dict[str, list[np.ndarray]] = {"state": [], "action": []}
+        for windows, clip, anchors in sampled(group, max_rows):
+            low_dim = windows.low_dim_of(clip, anchors)
+            for what, rows in values.items():
+                rows.append(low_dim[what][low_dim[f"{what}_mask"]])
+        state[name], action[name] = (DimStatistics.of(np.concatenate(rows)) for rows in values.values())
+    return Statistics(
+        state,
+        action,
+        {w.store.directory.name: w.store.hash for group in groups.values() for w in group},
+        {name: group[0].embodiment for name, group in groups.items()},
+        kinds,
+    )

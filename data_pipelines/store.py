@@ -26,8 +26,10 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from data_pipelines.embodiments import check_embodiment
 from data_pipelines.episode import Clip, Episode, check_episode, split
 from data_pipelines.records import decode_png, encode_png, low_dim_record, unpack_array
+from wam.embodiment import EmbodimentSpec
 
 __all__ = [
     "Clip",
@@ -129,12 +131,13 @@ def finished_shards(store_dir) -> list[str]:
     return sorted(name for name in names if (pathlib.Path(store_dir) / f"{name}{_SHARD}").exists())
 
 
-def finish_store(store_dir, meta: dict | None = None) -> dict:
+def finish_store(store_dir, meta: dict | None = None, embodiment: EmbodimentSpec | None = None) -> dict:
     """Writes manifest.json from the finished shards, atomically, and returns it; running it again is harmless.
 
     Args:
         store_dir: directory of finished shards.
         meta: JSON-able facts about the data set as a whole (how it was collected, licence, ...).
+        embodiment: the robot, which then travels with the store; None: it is declared by name in `embodiments`.
 
     Raises:
         ValueError: no finished shard, an episode stored twice, or shards that do not belong together.
@@ -186,6 +189,10 @@ def finish_store(store_dir, meta: dict | None = None) -> dict:
         }
     if not shards:
         raise ValueError(f"{directory} has no finished shard: nothing to make a store of")
+    if embodiment is not None:
+        if common["embodiment"] != embodiment.name:
+            raise ValueError(f"{directory} is of the embodiment {common['embodiment']!r}, not {embodiment.name!r}")
+        check_embodiment(directory, common, embodiment)
     digest = hashlib.sha256("".join(shard["sha256"] + shard["index_sha256"] for shard in shards.values()).encode())
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -198,6 +205,8 @@ def finish_store(store_dir, meta: dict | None = None) -> dict:
         "shards": shards,
         "meta": meta or {},
     }
+    if embodiment is not None:
+        manifest["embodiment_spec"] = embodiment.to_json()
     _write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return manifest
 

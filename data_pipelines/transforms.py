@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from data_pipelines.windows import Windows
-from wam.batch import BatchSpec, Normalizer
+from wam.batch import BatchSpec
+from wam.embodiment import Normalizer
 
 TextEncoder = Callable[[str], tuple[np.ndarray, np.ndarray]]
 """instruction -> f32 [Lt, Dt], bool [Lt]; its attribute `name`, where it has one, joins the pipeline hash"""
@@ -22,7 +23,7 @@ def pad_last(array: np.ndarray, size: int) -> np.ndarray:
 
 
 class ToSample:
-    """Raw windows of several sources to samples that obey `spec`; picklable if `encode_text` is.
+    """Windows of several sources to samples that obey `spec`; picklable if `encode_text` is.
 
     Actions arrive relative where their kind says so, so normalising is the last thing that touches them. Padding, in
     time or in dimensions, is zero after normalising and always masked.
@@ -59,10 +60,11 @@ class ToSample:
                 raise ValueError(
                     f"source {name!r} has (views, frames, chunks, horizon, size) {got}, the batch {wanted}"
                 )
-            if robot.action_dim > spec.action_dim or robot.state_dim > spec.state_dim:
+            actions, states = robot.model_action_dim, robot.model_state_dim
+            if actions > spec.action_dim or states > spec.state_dim:
                 raise ValueError(
-                    f"source {name!r}: {robot.name!r} has {robot.action_dim} action and {robot.state_dim} state dims, "
-                    f"the batch has room for {spec.action_dim} and {spec.state_dim}"
+                    f"source {name!r}: {robot.name!r} has {actions} action and {states} state dims, the batch"
+                    f" has room for {spec.action_dim} and {spec.state_dim}"
                 )
             if robot.name not in self.embodiments:
                 raise ValueError(f"source {name!r}: {robot.name!r} is not in the embodiment table {self.embodiments}")

@@ -13,9 +13,9 @@ import itertools
 
 import numpy as np
 
-from data_pipelines.embodiments import get_embodiment
+from data_pipelines.embodiments import check_embodiment, embodiment_of_store
 from data_pipelines.store import ClipStore
-from wam.batch import EmbodimentSpec
+from wam.embodiment import EmbodimentSpec
 
 _EPS = 1e-3  # of a control step: absorbs the rounding of seconds x rate
 
@@ -55,6 +55,11 @@ class WindowConfig:
             raise ValueError(f"views {unknown} are not in the run's camera table {self.cameras}")
 
     @property
+    def timing(self) -> tuple[tuple[float, ...], float]:
+        """(frame_seconds, action_hz)"""
+        return self.frame_seconds, self.action_hz
+
+    @property
     def observation_frames(self) -> np.ndarray:
         """int [M]: index of the frame at which each chunk starts."""
         return np.arange(self.chunks) * ((len(self.frame_seconds) - 1) // self.chunks)
@@ -73,7 +78,8 @@ class WindowConfig:
 class Windows:
     """Random access to all windows of a store; picklable, thread-safe.
 
-    `self[i]` is a dict in raw units (A and S are the robot's own dims; 0 for action-free video):
+    `self[i]` is a dict in the robot's units, not normalised (A and S are the dims the model sees of this robot, see
+    `EmbodimentSpec.encode_action`; 0 for action-free video):
 
         frames         uint8 [V, T, h, w, 3]   zeros in masked views; the last real frame repeats past the end
         frame_mask     bool [T]                is there a frame for this time before the episode ends?
@@ -89,8 +95,8 @@ class Windows:
         instruction    str
         window         int                     i
 
-    A store faster than `action_hz` is grouped: deltas add up, other kinds take the group's last value. Actions of kind
-    "relative" are stored as targets; here the state dimension of the same name at the chunk's start is subtracted.
+    A store faster than `action_hz` is grouped, in raw numbers: deltas add up, other kinds take the group's last value.
+    Only then are states and actions encoded as the embodiment says, with the state at the chunk's start.
 
     Raises:
         ValueError: the store's rates, dims, cameras or clip overlap cannot serve the config; the sentence says which.
@@ -99,13 +105,8 @@ class Windows:
     def __init__(self, store: ClipStore, config: WindowConfig, embodiment: EmbodimentSpec | None = None):
         self.store, self.config = store, config
         manifest, name = store.manifest, store.directory
-        self.embodiment = embodiment or get_embodiment(manifest["embodiment"])
-        for what in ("state_dim", "action_dim"):
-            if manifest[what] != getattr(self.embodiment, what):
-                raise ValueError(
-                    f"{name} has {what} {manifest[what]}, its embodiment {self.embodiment.name!r} declares "
-                    f"{getattr(self.embodiment, what)}"
-                )
+        self.embodiment = embodiment or embodiment_of_store(manifest)
+        check_embodiment(name, manifest, self.embodiment)
         self.control_hz = hz = float(manifest["control_hz"])
         self._has_action = manifest["action_dim"] > 0
         ratio = hz / config.action_hz
@@ -116,13 +117,7 @@ class Windows:
         self._period = hz / manifest["fps"]  # control steps between stored frames
         self._frame_offset = np.asarray(config.frame_seconds) * hz  # control steps, fractional
         self._chunk_offset = np.floor(config.observation_seconds * hz + _EPS).astype(np.int64)
-        kinds = np.array(self.embodiment.action_kinds, dtype=object)
-        self._is_delta, self._is_relative = kinds == "delta", kinds == "relative"
-        actions = zip(self.embodiment.action_names, self.embodiment.action_kinds, strict=True)
-        relative = [name for name, kind in actions if kind == "relative"]
-        if unknown := sorted(set(relative) - set(self.embodiment.state_names)):
-            raise ValueError(f"relative actions {unknown} of {self.embodiment.name!r} need state dims of the same name")
-        self._reference = [self.embodiment.state_names.index(action) for action in relative]
+        self._is_delta = np.array([kind == "delta" for kind in self.embodiment.action_kinds], np.bool_)
         self._cameras, self._camera, self._view_mask = self._assign_views(manifest["cameras"])
         self._times = {
             "video_time": np.asarray(config.frame_seconds, np.float32),
@@ -131,6 +126,11 @@ class Windows:
             ),
         }
         self._ends = np.cumsum(self._count_anchors())
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The store's cameras that fill the view slots, in order; fewer than there are slots if it has no more."""
+        return tuple(self._cameras)
 
     def _assign_views(self, own: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
         config = self.config
@@ -203,42 +203,57 @@ class Windows:
     def low_dim(self, i: int) -> dict[str, np.ndarray]:
         """State, action, their masks and imitate of window i; decodes no image."""
         clip, anchor = self.locate(i)
-        M, K, group = self.config.chunks, self.config.action_horizon, self._group
-        start = anchor + self._chunk_offset
+        return {key: array[0] for key, array in self.low_dim_of(clip, np.array([anchor])).items()}
+
+    def low_dim_of(self, clip: int, anchors: np.ndarray) -> dict[str, np.ndarray]:
+        """`low_dim` of n windows of a clip at once, given their control steps int [n]: arrays with a leading n."""
+        n, M, K, group = len(anchors), self.config.chunks, self.config.action_horizon, self._group
+        start = anchors[:, None] + self._chunk_offset  # [n, M]
         if not self._has_action:
             return {
-                "state": np.zeros((M, 0), np.float32),
-                "state_mask": np.zeros(M, np.bool_),
-                "action": np.zeros((M, K, 0), np.float32),
-                "action_mask": np.zeros((M, K), np.bool_),
-                "imitate": np.zeros(M, np.bool_),
+                "state": np.zeros((n, M, 0), np.float32),
+                "state_mask": np.zeros((n, M), np.bool_),
+                "action": np.zeros((n, M, K, 0), np.float32),
+                "action_mask": np.zeros((n, M, K), np.bool_),
+                "imitate": np.zeros((n, M), np.bool_),
             }
         state, action, imitate = self.store.low_dim(clip)
         assert state is not None  # as the manifest's action_dim says
         assert action is not None
         N = len(action)
-        first = start[:, None] + np.arange(K) * group  # [M, K] first control step of each group
-        steps = first[..., None] + np.arange(group)  # [M, K, group]
+        first = start[..., None] + np.arange(K) * group  # [n, M, K] first control step of each group
+        steps = first[..., None] + np.arange(group)  # [n, M, K, group]
         mask = steps[..., -1] < N
         inside = np.minimum(steps, N - 1)
-        grouped = action[inside]  # [M, K, group, A]
+        grouped = action[inside]  # [n, M, K, group, A]
         observed = state[np.minimum(start, N)]
-        latest = grouped[:, :, -1]
-        latest[..., self._is_relative] -= observed[:, None, self._reference]
+        targets = np.where(self._is_delta, grouped.sum(-2) * mask[..., None], grouped[..., -1, :])
         return {
-            "state": observed,
+            "state": self.embodiment.encode_state(observed),
             "state_mask": start <= N,
-            "action": np.where(self._is_delta, grouped.sum(2) * mask[..., None], latest),
+            "action": self.embodiment.encode_action(targets, observed),
             "action_mask": mask,
-            "imitate": mask[:, 0] & (imitate[inside].all(2) | ~mask).all(1),
+            "imitate": mask[..., 0] & (imitate[inside].all(-1) | ~mask).all(-1),
         }
+
+    def anchors(self, clip: int, stride: int = 1) -> np.ndarray:
+        """int64: control steps, within the clip, of those of its windows whose number is a multiple of `stride`."""
+        before = int(self._ends[clip - 1]) if clip else 0
+        frames = np.arange(-before % stride, int(self._ends[clip]) - before, stride)
+        return self.store.index.frame_step[clip][frames].astype(np.int64)
 
     def frame_state(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """(state at each frame's nominal time [T, S], is that time inside the episode [T]); decodes no image."""
         clip, anchor = self.locate(i)
-        state, step = self.store.low_dim(clip)[0], anchor + np.floor(self._frame_offset + _EPS).astype(np.int64)
+        state, inside = self.frame_state_of(clip, np.array([anchor]))
+        return state[0], inside[0]
+
+    def frame_state_of(self, clip: int, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`frame_state` of n windows of a clip at once: [n, T, S] and [n, T]."""
+        state = self.store.low_dim(clip)[0]
         assert state is not None, "video without actions has no states"
-        return state[np.minimum(step, len(state) - 1)], step < len(state)
+        step = anchors[:, None] + np.floor(self._frame_offset + _EPS).astype(np.int64)
+        return self.embodiment.encode_state(state[np.minimum(step, len(state) - 1)]), step < len(state)
 
     def __getitem__(self, i: int) -> dict:
         clip, anchor = self.locate(i)
@@ -260,4 +275,9 @@ class Windows:
     @functools.cached_property
     def facts(self) -> dict:
         """JSON-able: all that decides the content of the windows."""
-        return {"store": self.store.hash, "config": dataclasses.asdict(self.config), "windows": len(self)}
+        return {
+            "store": self.store.hash,
+            "config": dataclasses.asdict(self.config),
+            "windows": len(self),
+            "embodiment": self.embodiment.to_json(),
+        }

@@ -175,7 +175,9 @@ class Evaluation:
         directory = root / self.split / kind
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory} is missing: dynamics are measured on held-out data; collect it first")
-        windows = Windows(ClipStore(directory), window_config(data, policy.camera_table))
+        store = ClipStore(directory)
+        config = window_config(data, policy.camera_table, kind, control_hz=store.manifest["control_hz"])
+        windows = Windows(store, config)
         names = [e["spec"]["name"] for e in policy.assets["embodiments"]]
         robots = {name: policy.embodiment(name) for name in names if name != "none"}
         h, w = policy.tokenizer.image_size
@@ -200,19 +202,19 @@ class Evaluation:
 
     def _save_windows(self, kind: str, batch: dict, tasks: list[str], frames: dict, actions: dict) -> None:
         robot = self.policy.embodiment(self.policy.embodiments[0])
-        dims = robot.spec.action_dim
         chosen = np.linspace(0, len(tasks) - 1, min(12, len(tasks))).astype(int)
         directory = self.workdir / "eval"
         directory.mkdir(exist_ok=True)
         normalised = {"action": batch["action"][:, 0], **actions}
-        raw = {name: robot.normalizers[1].denormalize(a[chosen][..., :dims]) for name, a in normalised.items()}
+        state = robot.decode_state(batch["state"][chosen, 0])
+        raw = {name: robot.decode_action(a[chosen], state) for name, a in normalised.items()}
         # Film strips show the first predicted view.
         arrays: dict[str, Any] = {case: images[chosen, 0] for case, images in frames.items()} | raw
         np.savez_compressed(
             directory / f"dynamics_{kind}.npz",
             **arrays,
             task=np.array([tasks[i] for i in chosen]),
-            seconds=self.policy.frame_seconds,
+            seconds=self.policy.frame_seconds(robot.spec.name),
             action_names=np.array(robot.spec.action_names),
         )
 

@@ -1,27 +1,23 @@
-"""From a recipe (`ConfigDict`) and a directory of stores to the parts of a run: windows, fitted assets, model, stream.
-
-Fitted assets (statistics, tokenizer, where actions lead) are computed once from the training stores, written to the
-run directory before step 0, and read back from there ever after.
-"""
+"""From a recipe (`ConfigDict`) and a directory of stores to the parts of a run: windows, assets, model, stream."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.collect.collect import CollectConfig
-from data_pipelines.embodiments import get_embodiment
-from data_pipelines.stats import Statistics, fit_lead, fit_statistics
+from data_pipelines.embodiments import agree, get_embodiment
 from data_pipelines.store import ClipStore
 from data_pipelines.transforms import ToSample
 from data_pipelines.windows import WindowConfig, Windows
+from experiments.fitted import Fitted, fit
 from wam.batch import BatchSpec
 from wam.config import (
     DERIVED,
@@ -36,16 +32,14 @@ from wam.config import (
     TrainConfig,
     build,
 )
+from wam.embodiment import NONE_EMBODIMENT, EmbodimentSpec
 from wam.envs import embodiment_of, env_factory
-from wam.models.joint_dit import JointDiT
 from wam.pretrained.instructions import text_encoder
 from wam.pretrained.provenance import read_provenance
-from wam.pretrained.video_tokenizers import wan_tokenizer
-from wam.tokenizers import patch_pca
-from wam.tokenizers.video import VideoTokenizer, from_state
 from wam.training.augment_config import AugmentConfig
 
 ACTION_HZ = 80.0
+PER_SOURCE = ("frame_seconds", "action_hz", "views")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +69,8 @@ class Recipe:
                 )
         if missing := [name for name in ("data", "tokenizer", "model", "objective", "train") if name not in config]:
             raise ValueError(f"the config lacks the part {missing[0]!r}")
+        if unknown := sorted(set(config.data.get("sources", {})) - set(config.data.weights)):
+            raise ValueError(f"data.sources has {unknown[0]!r}, which has no weight in data.weights")
 
         def part(name: str, kind: type) -> Any:
             return build(kind, config.get(name, ConfigDict()).to_dict())
@@ -134,33 +130,74 @@ class Recipe:
     def by_shape(self) -> tuple[ModelConfig, BatchSpec]:
         """The model and its batches by shape, from the recipe alone: as `load_data` will find them in what it collects.
 
-        ValueError if the recipe collects nothing, so that only data could tell.
+        A recipe that collects nothing states it: data.image_size, data.embodiments (names of robots) and, where not all
+        cameras are among the views, data.cameras. ValueError if it does not, so that only data could tell.
         """
-        for part in ("sim", "collect"):
-            if part not in self.config:
-                raise ValueError(f"the config has no `{part}`: the model's shape is known only from its data")
+        if not {"sim", "collect"} <= set(self.config):
+            return self._stated_shape()
         sim = self.config.sim
         robot, size = embodiment_of(sim.name), env_factory(sim.name, sim.get("render", {})).keywords["render"].size
         filmed: set[str] = set(sim.cameras) if set(self.sources) - {"ego"} else set()
         if "ego" in self.sources:
             filmed.add(self.config.collect.get("ego_camera", CollectConfig.ego_camera))
-        views = tuple(self.config.data.views)
-        cameras = (*views, *sorted(filmed - set(views)))
-        window_config(self.config.data, cameras)
+        return self._shape(size, self.cameras(filmed), [robot])
+
+    def _stated_shape(self) -> tuple[ModelConfig, BatchSpec]:
+        data = self.config.data
+        for field in ("image_size", "embodiments"):
+            if field not in data:
+                raise ValueError(
+                    f"the config has no `sim` and `collect`, and no data.{field}: the model's shape is known only from "
+                    "its data"
+                )
+        return self._shape(data.image_size, self.cameras(()), [get_embodiment(name) for name in data.embodiments])
+
+    def _shape(self, size: int, cameras: tuple[str, ...], robots: list[EmbodimentSpec]
+               ) -> tuple[ModelConfig, BatchSpec]:  # fmt: skip
+        for name in self.sources:
+            window_config(self.config.data, cameras, name, control_hz=max(r.control_hz for r in robots))
         if size % self.tokenizer.patch:
-            raise ValueError(f"tokenizer.patch {self.tokenizer.patch} does not divide sim.render.size {size}")
-        embodiments = ("none", robot.name)
-        model = self.model_config(size, cameras, robot.action_dim, robot.state_dim, len(embodiments))
+            raise ValueError(f"tokenizer.patch {self.tokenizer.patch} does not divide the image size {size}")
+        action_dim, state_dim = room(robots)
+        model = self.model_config(size, cameras, action_dim, state_dim, 1 + len(robots))
         return model, model.batch_spec(size, size, self.text.tokens)
 
+    def cameras(self, filmed: Iterable[str]) -> tuple[str, ...]:
+        """The run's camera table: what data.cameras says, or the views and then all others there are."""
+        data = self.config.data
+        own = (source.get("views", ()) for source in data.get("sources", {}).values())
+        views = dict.fromkeys([*data.views, *itertools.chain(*own)])
+        return tuple(data.get("cameras", ())) or (*views, *sorted(set(filmed) - set(views)))
 
-def window_config(data: Any, cameras: tuple[str, ...]) -> WindowConfig:
-    """How windows are cut, by the `data` part of a recipe or of a checkpoint's copy of it."""
+
+def room(robots: Iterable[EmbodimentSpec]) -> tuple[int, int]:
+    """(A, S) of a batch that has room for all of them."""
+    robots = list(robots)
+    return (
+        max((robot.model_action_dim for robot in robots if robot.action_dim), default=1),
+        max((robot.model_state_dim for robot in robots if robot.state_dim), default=1),
+    )
+
+
+def window_config(data: Any, cameras: tuple[str, ...], source: str, *, control_hz: float) -> WindowConfig:
+    """How the windows of a source are cut, by the `data` part of a recipe or of a checkpoint's copy of it.
+
+    `data.sources[source]` overrides what all sources share; an action_hz of 0 is the source's own `control_hz`.
+    """
+    own = dict(data.get("sources", {}).get(source, {}))
+    if unknown := sorted(set(own) - set(PER_SOURCE)):
+        raise ValueError(f"data.sources.{source} has {unknown[0]!r}; a source decides {', '.join(PER_SOURCE)} alone")
+    for field in ("frame_seconds", "views"):
+        if field in own and len(own[field]) != len(data[field]):
+            raise ValueError(
+                f"data.sources.{source}.{field} has {len(own[field])} entries, data.{field} has {len(data[field])}: "
+                "all samples of a batch have equally many"
+            )
     return WindowConfig(
-        frame_seconds=tuple(data["frame_seconds"]),
+        frame_seconds=tuple(own.get("frame_seconds", data["frame_seconds"])),
         action_horizon=data.get("action_horizon", 16),
-        action_hz=data.get("action_hz", ACTION_HZ),
-        views=tuple(data["views"]),
+        action_hz=own.get("action_hz", data.get("action_hz", ACTION_HZ)) or control_hz,
+        views=tuple(own.get("views", data["views"])),
         cameras=cameras,
         chunks=data.get("chunks", 1),
     )
@@ -178,95 +215,6 @@ def open_stores(root: Path, split: str, names: tuple[str, ...]) -> dict[str, Cli
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
-    """What was fitted on the training stores."""
-
-    statistics: Statistics
-    tokenizer: VideoTokenizer
-    lead: dict[str, np.ndarray]
-    lead_r2: dict[str, list[float]]
-    cameras: tuple[str, ...]
-    embodiments: tuple[str, ...]
-    hashes: dict[str, str]
-
-    def save(self, directory: Path) -> None:
-        about, arrays = self.tokenizer.to_state()
-        payload: dict[str, Any] = {f"tokenizer/{k}": v for k, v in arrays.items()}
-        payload |= {f"lead/{k}": v for k, v in self.lead.items()}
-        np.savez(directory / "fitted.tmp.npz", **payload)
-        (directory / "fitted.tmp.npz").replace(directory / "fitted.npz")
-        facts = {
-            "statistics": self.statistics.to_json(),
-            "tokenizer": about,
-            "lead_r2": self.lead_r2,
-            "cameras": self.cameras,
-            "embodiments": self.embodiments,
-            "hashes": self.hashes,
-        }
-        (directory / "fitted.json.tmp").write_text(json.dumps(facts, indent=1))
-        (directory / "fitted.json.tmp").replace(directory / "fitted.json")
-
-    @classmethod
-    def load(cls, directory: Path) -> Fitted:
-        facts = json.loads((directory / "fitted.json").read_text())
-        with np.load(directory / "fitted.npz", allow_pickle=False) as payload:
-            arrays = {name: payload[name] for name in payload.files}
-        return cls(
-            Statistics.from_json(facts["statistics"]),
-            from_state(
-                facts["tokenizer"],
-                {k.removeprefix("tokenizer/"): v for k, v in arrays.items() if k.startswith("tokenizer/")},
-            ),
-            {k.removeprefix("lead/"): v for k, v in arrays.items() if k.startswith("lead/")},
-            facts["lead_r2"],
-            tuple(facts["cameras"]),
-            tuple(facts["embodiments"]),
-            facts["hashes"],
-        )
-
-
-def fit(recipe: Recipe, windows: Mapping[str, Windows], cameras: tuple[str, ...]) -> Fitted:
-    """Fits statistics, tokenizer and leads on the training windows."""
-    statistics = fit_statistics(list(windows.values()))
-    names = sorted(statistics.action)
-    action_dim = max((get_embodiment(name).action_dim for name in names), default=1)
-    state_dim = max((get_embodiment(name).state_dim for name in names), default=1)
-    lead, lead_r2 = {}, {}
-    for name in names:
-        own = [w for w in windows.values() if w.embodiment.name == name]
-        lead[name], r2 = fit_lead(own, statistics, action_dim, state_dim)
-        lead_r2[name] = np.asarray(r2).mean(0).tolist()
-    tokenizer = (
-        wan_tokenizer(recipe.tokenizer, _image_size(windows))
-        if recipe.tokenizer.path
-        else _fit_pca(recipe, windows, cameras)
-    )
-    hashes = {name: source.store.hash for name, source in windows.items()}
-    return Fitted(statistics, tokenizer, lead, lead_r2, cameras, ("none", *names), hashes)
-
-
-def _image_size(windows: Mapping[str, Windows]) -> tuple[int, int]:
-    height, width = next(iter(windows.values()))[0]["frames"].shape[-3:-1]
-    return height, width
-
-
-def _fit_pca(recipe: Recipe, windows: Mapping[str, Windows], cameras: tuple[str, ...]) -> patch_pca.PatchPCA:
-    r = recipe.tokenizer.frames_per_latent
-    clips, camera = [], []
-    per_source = max(1, recipe.tokenizer.fit_frames // ((1 + r) * len(windows)))
-    for source in windows.values():
-        for i in np.linspace(0, len(source) - 1, min(len(source), per_source)).astype(int):
-            window = source[int(i)]
-            for view in np.flatnonzero(window["view_mask"]):
-                clips.append(window["frames"][view, : 1 + r])
-                camera.append(window["camera"][view])
-    # A window has several views: an even share of them keeps the number of frames as asked.
-    chosen = np.linspace(0, len(clips) - 1, min(len(clips), recipe.tokenizer.fit_frames // (1 + r))).astype(int)
-    return patch_pca.fit(recipe.tokenizer, np.stack([clips[i] for i in chosen]),
-                         np.array([camera[i] for i in chosen]), len(cameras))  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
 class Data:
     """The training and validation side of a run."""
 
@@ -279,6 +227,8 @@ class Data:
     model: ModelConfig
     text: TextConfig
     """As the recipe has it, with the digest of the encoder's files."""
+    robots: dict[str, Windows]
+    """embodiment -> the first source of it, whose timing and cameras are those of its observations"""
 
 
 def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
@@ -294,11 +244,12 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
             f"{root / 'train'} lacks the source {missing[0]!r} of data.weights; collect it or drop it"
         )
     held_out = open_stores(root, "validation", recipe.sources)
-    views = tuple(recipe.config.data.views)
-    others = sorted({c for store in stores.values() for c in store.manifest["cameras"]} - set(views))
-    cameras = (*views, *others)
-    config = window_config(recipe.config.data, cameras)
-    train = {name: Windows(store, config) for name, store in stores.items()}
+    cameras = recipe.cameras({c for store in stores.values() for c in store.manifest["cameras"]})
+    train = {name: _windows(recipe, name, store, cameras) for name, store in stores.items()}
+    # A source without a validation split keeps its place in the table but is never read for validation.
+    validation = {name: _windows(recipe, name, store, cameras) for name, store in held_out.items()}
+    robots = check_robots({f"{split}/{name}": windows for split, of in (("train", train), ("validation", validation))
+                            for name, windows in of.items()})  # fmt: skip
     if (workdir / "fitted.json").exists():
         fitted = Fitted.load(workdir)
         for name, windows in train.items():
@@ -309,11 +260,12 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
                     "use a new --workdir for other data"
                 )
     else:
-        fitted = fit(recipe, train, cameras)
+        data = recipe.config.data
+        fitted = fit(recipe.tokenizer, train, cameras, normalization=data.get("normalization", "quantile"),
+                     overrides=dict(data.get("normalization_overrides", {})))  # fmt: skip
         fitted.save(workdir)
-    sizes = [get_embodiment(name) for name in fitted.embodiments]
-    action_dim = max(1, *(e.action_dim for e in sizes))
-    state_dim = max(1, *(e.state_dim for e in sizes))
+    _check_fitted(recipe, fitted)
+    action_dim, state_dim = room(fitted.statistics.specs.values())
     size = fitted.tokenizer.image_size
     model = recipe.model_config(size[0], cameras, action_dim, state_dim, len(fitted.embodiments))
     spec = model.batch_spec(size[0], size[1], recipe.text.tokens)
@@ -324,8 +276,6 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
         )
     normalizers = {name: fitted.statistics.normalizers(name) for name in fitted.embodiments if name != "none"}
     encode, text = text_encoder(recipe.text)
-    # A source without a validation split keeps its place in the table but is never read for validation.
-    validation = {name: Windows(store, config) for name, store in held_out.items()}
     everywhere = {name: validation.get(name, windows) for name, windows in train.items()}
     encode.prepare(
         {
@@ -336,20 +286,49 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
     )
     to_sample = ToSample(spec, train, normalizers, fitted.embodiments, encode)
     return Data(train, validation, to_sample, ToSample(spec, everywhere, normalizers, fitted.embodiments, encode), spec,
-                fitted, model, text)  # fmt: skip
+                fitted, model, text, robots)  # fmt: skip
 
 
-def set_constants(model: JointDiT, fitted: Fitted) -> None:
-    """Writes what was fitted on data into the model's constants."""
-    model.context_gain[...] = np.asarray(fitted.tokenizer.gain, np.float32)
-    for row, name in enumerate(fitted.embodiments):
-        if name == "none":
-            continue
-        _, action = fitted.statistics.normalizers(name)
-        kinds = get_embodiment(name).action_kinds
-        adds_up = np.array([kind == "delta" for kind in kinds], np.float32)
-        lead = fitted.lead[name][: model.config.frames_per_chunk * model.config.frames_per_latent]
-        model.embodiments.set(row, center=action.center, scale=action.scale, adds_up=adds_up, lead=lead)
+def _windows(recipe: Recipe, name: str, store: ClipStore, cameras: tuple[str, ...]) -> Windows:
+    config = window_config(recipe.config.data, cameras, name, control_hz=store.manifest["control_hz"])
+    asked = recipe.config.data.get("sources", {}).get(name, {}).get("views", ())
+    if missing := sorted(set(asked) - set(store.manifest["cameras"])):
+        raise ValueError(f"data.sources.{name}.views has {missing[0]!r}; its cameras are {store.manifest['cameras']}")
+    return Windows(store, config)
+
+
+def _check_fitted(recipe: Recipe, fitted: Fitted) -> None:
+    """ValueError if the recipe says of its data what is not so, or wants other normalisers than were fitted."""
+    data, names, size = recipe.config.data, fitted.embodiments[1:], list(fitted.tokenizer.image_size)
+    if "embodiments" in data and sorted(data.embodiments) != sorted(names):
+        raise ValueError(f"data.embodiments is {sorted(data.embodiments)}, the stores are of {sorted(names)}")
+    if "image_size" in data and size != [data.image_size] * 2:
+        raise ValueError(f"data.image_size is {data.image_size}, the stores have images of {size}")
+    kinds = dict.fromkeys(names, data.get("normalization", "quantile")) | dict(data.get("normalization_overrides", {}))
+    if kinds != fitted.statistics.normalization:
+        raise ValueError(
+            f"the normalisers of this run are {fitted.statistics.normalization}, data.normalization asks for {kinds}: "
+            "use a new --workdir"
+        )
+
+
+def check_robots(windows: Mapping[str, Windows]) -> dict[str, Windows]:
+    """Embodiment -> the first source of it.
+
+    ValueError if sources of one embodiment differ in timing or in what they say of the robot: a policy could serve one
+    of them only.
+    """
+    agree((name, source.embodiment) for name, source in windows.items())
+    first: dict[str, tuple[str, Windows]] = {}
+    for name, source in windows.items():
+        other, known = first.setdefault(source.embodiment.name, (name, source))
+        if source.embodiment.action_dim and source.config.timing != known.config.timing:
+            raise ValueError(
+                f"the sources {other!r} and {name!r} are both of the embodiment {source.embodiment.name!r} but have "
+                f"(frame_seconds, action_hz) {known.config.timing} and {source.config.timing}: give them the same in "
+                "data.sources"
+            )
+    return {embodiment: source for embodiment, (_, source) in first.items()}
 
 
 def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
@@ -358,10 +337,17 @@ def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
     about, _ = fitted.tokenizer.to_state()
     embodiments = []
     for name in fitted.embodiments:
-        entry: dict[str, Any] = {"spec": dataclasses.asdict(get_embodiment(name))}
+        entry: dict[str, Any] = {"spec": NONE_EMBODIMENT.to_json()}
         if name != "none":
             state, action = fitted.statistics.normalizers(name)
-            entry |= {"state": state.to_json(), "action": action.to_json()}
+            entry = {
+                "spec": fitted.statistics.specs[name].to_json(),
+                "state": state.to_json(),
+                "action": action.to_json(),
+                "frame_seconds": list(data.robots[name].config.frame_seconds),
+                "action_hz": data.robots[name].config.action_hz,
+                "views": list(data.robots[name].views),
+            }
         embodiments.append(entry)
     return {
         "config": json.loads(recipe.config.to_json_best_effort()),
@@ -370,9 +356,6 @@ def assets(recipe: Recipe, data: Data) -> dict[str, Any]:
         "text": dataclasses.asdict(data.text),
         "embodiments": embodiments,
         "cameras": list(fitted.cameras),
-        "views": list(recipe.config.data.views),
-        "frame_seconds": list(recipe.config.data.frame_seconds),
-        "action_hz": recipe.config.data.get("action_hz", ACTION_HZ),
         "sources": list(recipe.sources),
         "store_hashes": fitted.hashes,
         "lead_r2": fitted.lead_r2,

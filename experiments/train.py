@@ -64,6 +64,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
     from data_pipelines.mixture import Mixture, choose_streams, share_streams
     from experiments import recipe as recipes
     from experiments.augmentation import augmentation
+    from experiments.fitted import set_constants
     from experiments.run_record import settle_config, settle_weights, write_record
     from wam.checkpoint import Checkpoints
     from wam.training import distributed, loop, metrics, sharding
@@ -96,7 +97,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
         trainer = Trainer(
             data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, sharding.make_mesh(recipe.mesh),
             batch_size=recipe.train.batch_size, sources=len(recipe.sources), accumulate=recipe.train.accumulate,
-            prepare=lambda model: recipes.set_constants(model, data.fitted), finetune=recipe.finetune,
+            prepare=lambda model: set_constants(model, data.fitted), finetune=recipe.finetune,
             augment=augmentation(recipe, data),
         )  # fmt: skip
         replica = distributed.data_replica(trainer.rows, recipe.train.batch_size)

@@ -45,6 +45,7 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
 
     from experiments import recipe as recipes
     from experiments.augmentation import augmentation
+    from experiments.fitted import set_constants
     from wam.checkpoint import read_everything
     from wam.config import MeshConfig
     from wam.diffusion import losses
@@ -64,7 +65,7 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
     augment = augmentation(recipe, data)
     trainer = Trainer(
         data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, mesh, batch_size=len(batch["source"]),
-        sources=len(recipe.sources), prepare=lambda model: recipes.set_constants(model, data.fitted),
+        sources=len(recipe.sources), prepare=lambda model: set_constants(model, data.fitted),
         finetune=recipe.finetune, augment=augment,
     )  # fmt: skip
     state = trainer.init(steps=1, seed=record["seed"])

@@ -20,10 +20,11 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from wam.batch import Batch, EmbodimentSpec, Normalizer
+from wam.batch import Batch
 from wam.checkpoint import Inference, read_inference
 from wam.config import FinetuneConfig, ModelConfig, TextConfig, build
 from wam.diffusion import losses, sampler
+from wam.embodiment import EmbodimentSpec, Normalizer
 from wam.models.dynamics_paths import Constant
 from wam.models.joint_dit import create
 from wam.models.streams import Noisy, observe
@@ -57,9 +58,16 @@ class Memory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Embodiment:
+    """A robot of the checkpoint: from its own numbers to the model's, normalised, and back."""
+
     spec: EmbodimentSpec
-    state: Normalizer | None
-    action: Normalizer | None
+    state: Normalizer | None = None
+    action: Normalizer | None = None
+    frame_seconds: tuple[float, ...] = ()
+    """T times of the frames"""
+    action_hz: float = 0.0
+    views: tuple[str, ...] = ()
+    """cameras of the views, in order"""
 
     @property
     def normalizers(self) -> tuple[Normalizer, Normalizer]:
@@ -67,6 +75,22 @@ class Embodiment:
         if self.state is None or self.action is None:
             raise ValueError(f"embodiment {self.spec.name!r} has no state and actions to normalise")
         return self.state, self.action
+
+    def encode_state(self, state: np.ndarray) -> np.ndarray:
+        return self.normalizers[0].normalize(self.spec.encode_state(state))
+
+    def decode_state(self, state: np.ndarray) -> np.ndarray:
+        """Of dims padded or not."""
+        return self.spec.decode_state(self.normalizers[0].denormalize(state[..., : self.spec.model_state_dim]))
+
+    def encode_action(self, action: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Raw action [..., K, dim] with the raw state [..., dim] at its start."""
+        return self.normalizers[1].normalize(self.spec.encode_action(action, state))
+
+    def decode_action(self, action: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Of dims padded or not, with the raw state at its start, to raw [..., K, dim]."""
+        action = self.normalizers[1].denormalize(action[..., : self.spec.model_action_dim])
+        return self.spec.decode_action(action, state)
 
 
 class Policy:
@@ -79,9 +103,7 @@ class Policy:
         self.tokenizer: VideoTokenizer = jax.device_put(from_state(assets["tokenizer"], saved.tokenizer))
         text = build(TextConfig, assets["text"] | ({} if text_path is None else {"path": str(text_path)}))
         self.encode_text, self.text_config = text_encoder(text)
-        self.views, self.camera_table = tuple(assets["views"]), tuple(assets["cameras"])
-        self.frame_seconds = np.asarray(assets["frame_seconds"], np.float32)
-        self.action_hz = float(assets["action_hz"])
+        self.camera_table = tuple(assets["cameras"])
         self._embodiments = [_embodiment(entry) for entry in assets["embodiments"]]
         graph, *_ = nnx.split(nnx.eval_shape(lambda: create(self.config)), nnx.Param, Constant)
         self._apply = Apply(graph, saved.constants)
@@ -91,13 +113,16 @@ class Policy:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Cameras an observation must have."""
-        return self.views
+        """Cameras that an observation of the first embodiment must have."""
+        return self.embodiment(self.embodiments[0]).views
 
     @property
     def imagined(self) -> tuple[str, ...]:
-        """Cameras whose future the model denoises."""
-        return tuple(self.views[i] for i in self.config.target_views)
+        """Those whose future the model denoises."""
+        return self._imagined(self.cameras)
+
+    def _imagined(self, views: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(views[i] for i in self.config.target_views if i < len(views))
 
     @property
     def embodiments(self) -> tuple[str, ...]:
@@ -114,20 +139,22 @@ class Policy:
     def action_names(self) -> tuple[str, ...]:
         return self.embodiment(self.embodiments[0]).spec.action_names
 
-    @property
-    def control_hz(self) -> float:
-        return self.action_hz
+    def frame_seconds(self, embodiment: str) -> np.ndarray:
+        """f32 [T]: times of the frames that the model sees and predicts for a robot."""
+        return np.asarray(self.embodiment(embodiment).frame_seconds, np.float32)
 
-    @property
-    def action_seconds(self) -> np.ndarray:
-        return np.arange(self.config.action_horizon, dtype=np.float32) / np.float32(self.action_hz)
+    def action_seconds(self, embodiment: str) -> np.ndarray:
+        """f32 [K]: times of a chunk's actions."""
+        return np.arange(self.config.action_horizon, dtype=np.float32) / np.float32(
+            self.embodiment(embodiment).action_hz
+        )
 
     def example_observation(self) -> dict[str, Any]:
         """A valid observation without content (mean images, zero state): for trying out the interface."""
         h, w = self.tokenizer.image_size
         name = self.embodiments[0]
         return {
-            "images": {camera: np.full((h, w, 3), 128, np.uint8) for camera in self.views},
+            "images": {camera: np.full((h, w, 3), 128, np.uint8) for camera in self.cameras},
             "state": np.zeros(self.embodiment(name).spec.state_dim, np.float32),
             "instruction": "",
             "embodiment": name,
@@ -183,8 +210,10 @@ class Policy:
         chunks = []
         for i, observation in enumerate(observations):
             raw = None if action is None else self.raw_actions(action[i], observation)
-            frames = None if video is None else dict(zip(self.imagined, video[i], strict=True))
-            chunks.append(Chunk(raw, frames, self.action_seconds, self.frame_seconds[1:]))
+            robot = observation["embodiment"]
+            shown = self._imagined(self.embodiment(robot).views)
+            frames = None if video is None else dict(zip(shown, video[i], strict=len(shown) == video.shape[1]))
+            chunks.append(Chunk(raw, frames, self.action_seconds(robot), self.frame_seconds(robot)[1:]))
         return chunks
 
     def generate(self, batch: Batch, ids: np.ndarray, program: sampler.Program) -> sampler.Sample:
@@ -255,18 +284,7 @@ class Policy:
 
     def raw_actions(self, normalised: np.ndarray, observation: Mapping[str, Any]) -> np.ndarray:
         """[K, A] normalised and padded -> [K, raw] in the robot's units; relative dimensions become absolute."""
-        robot = self.embodiment(observation["embodiment"])
-        spec = robot.spec
-        return robot.normalizers[1].denormalize(normalised[:, : spec.action_dim]) + self._reference(spec, observation)
-
-    @staticmethod
-    def _reference(spec: EmbodimentSpec, observation: Mapping[str, Any]) -> np.ndarray:
-        """[raw action dim]: the state that relative dimensions are relative to, zero for the others."""
-        reference = np.zeros(spec.action_dim, np.float32)
-        for i, (name, kind) in enumerate(zip(spec.action_names, spec.action_kinds, strict=True)):
-            if kind == "relative":
-                reference[i] = np.asarray(observation["state"], np.float32)[spec.state_names.index(name)]
-        return reference
+        return self.embodiment(observation["embodiment"]).decode_action(normalised, observation["state"])
 
     def _row(self, observation: Mapping[str, Any], actions: np.ndarray | None) -> Batch:
         """One batch row; ValueError names the field of the observation that is wrong."""
@@ -275,17 +293,18 @@ class Policy:
         robot = self.embodiment(observation["embodiment"])
         spec, cfg = robot.spec, self.config
         h, w = self.tokenizer.image_size
-        frames = []
-        for camera in self.views:
+        video = np.zeros((cfg.views, 1, h, w, 3), np.uint8)  # a robot may have fewer cameras than the model views
+        table, is_view = np.zeros(cfg.views, np.int32), np.arange(cfg.views) < len(robot.views)
+        for view, camera in enumerate(robot.views):
             if camera not in observation["images"]:
-                raise ValueError(f"observation.images lacks the camera {camera!r}; it needs {', '.join(self.views)}")
+                raise ValueError(f"observation.images lacks the camera {camera!r}; it needs {', '.join(robot.views)}")
             image = np.asarray(observation["images"][camera])
             if image.shape != (h, w, 3) or image.dtype != np.uint8:
                 raise ValueError(
                     f"observation.images[{camera!r}]: expected uint8 [{h}, {w}, 3], "
                     f"got {image.dtype} {list(image.shape)}"
                 )
-            frames.append(image)
+            video[view, 0], table[view] = image, self.camera_table.index(camera)
         state = np.asarray(observation["state"], np.float32)
         if state.shape != (spec.state_dim,) or not np.isfinite(state).all():
             raise ValueError(
@@ -294,17 +313,17 @@ class Policy:
             )
         text, text_mask = self.encode_text(str(observation["instruction"]))
         row = {
-            "video": np.stack(frames)[:, None],
+            "video": video,
             "frame_mask": np.ones(cfg.video_frames, bool),
-            "view_mask": np.ones(len(self.views), bool),
-            "camera": np.array([self.camera_table.index(c) for c in self.views], np.int32),
-            "video_time": self.frame_seconds,
-            "action_time": self.action_seconds[None],
-            "state": _pad(robot.normalizers[0].normalize(state), cfg.state_dim)[None],
-            "state_mask": (np.arange(cfg.state_dim) < spec.state_dim)[None],
+            "view_mask": is_view,
+            "camera": table,
+            "video_time": self.frame_seconds(spec.name),
+            "action_time": self.action_seconds(spec.name)[None],
+            "state": _pad(robot.encode_state(state), cfg.state_dim)[None],
+            "state_mask": (np.arange(cfg.state_dim) < spec.model_state_dim)[None],
             "action": np.zeros((1, cfg.action_horizon, cfg.action_dim), np.float32),
             "action_mask": np.broadcast_to(
-                np.arange(cfg.action_dim) < spec.action_dim, (1, cfg.action_horizon, cfg.action_dim)
+                np.arange(cfg.action_dim) < spec.model_action_dim, (1, cfg.action_horizon, cfg.action_dim)
             ),
             "text": text,
             "text_mask": text_mask,
@@ -316,8 +335,7 @@ class Policy:
                 raise ValueError(
                     f"actions: expected finite [{cfg.action_horizon}, {spec.action_dim}], got {list(actions.shape)}"
                 )
-            shifted = actions - self._reference(spec, observation)
-            row["action"] = _pad(robot.normalizers[1].normalize(shifted), cfg.action_dim)[None]
+            row["action"] = _pad(robot.encode_action(actions, state), cfg.action_dim)[None]
         return row
 
 
@@ -339,9 +357,17 @@ def _padded(rows: list, size: int) -> list:
 
 
 def _embodiment(entry: dict[str, Any]) -> Embodiment:
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["spec"].items()}
-    normalizers = (Normalizer.from_json(entry[k]) if k in entry else None for k in ("state", "action"))
-    return Embodiment(EmbodimentSpec(**fields), *normalizers)
+    spec = EmbodimentSpec.from_json(entry["spec"])
+    if "action" not in entry:
+        return Embodiment(spec)
+    return Embodiment(
+        spec,
+        Normalizer.from_json(entry["state"]),
+        Normalizer.from_json(entry["action"]),
+        tuple(entry["frame_seconds"]),
+        float(entry["action_hz"]),
+        tuple(entry["views"]),
+    )
 
 
 def load_policy(directory: str | Path, *, step: int | None = None, unroll: bool = True,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipelines.episode import Episode
-from wam.batch import EmbodimentSpec
+from wam.embodiment import EmbodimentSpec
 
 
 class Env(Protocol):

@@ -20,24 +20,12 @@ import h5py
 import numpy as np
 
 from data_pipelines.sources.faults import blamed_on, natural
+from data_pipelines.sources.hands import JOINTS, SIDES
 from data_pipelines.sources.hdf5 import attribute, dataset, open_hdf5
 from data_pipelines.sources.source import About, LowDim, check_lowdim
 from data_pipelines.sources.video import FrameIndex, Videos
 
 CAMERA = "ego"
-SIDES = ("left", "right")
-FINGERTIPS = ("ThumbTip", "IndexFingerTip", "MiddleFingerTip", "RingFingerTip", "LittleFingerTip")
-JOINTS = tuple(f"{side}{part}" for side in SIDES for part in ("Hand", *FINGERTIPS))
-HAND_NAMES = tuple(
-    name
-    for side in SIDES
-    for name in (
-        *(f"{side}Hand_{axis}" for axis in "xyz"),
-        *(f"{side}Hand_rot6d_{k}" for k in range(6)),
-        *(f"{side}{tip}_{axis}" for tip in FINGERTIPS for axis in "xyz"),
-    )
-)
-"""Names of the 48 dimensions of state and action."""
 
 
 class EgoDex:
@@ -48,7 +36,7 @@ class EgoDex:
 
     Args:
         directory: a part of the dataset, or the whole of it.
-        hands: give state and action of the hands (`HAND_NAMES`), see `hand_poses`.
+        hands: give state and action of the hands (`hands.HAND_NAMES`), see `hand_poses`.
         joints: the joints in `LowDim.extra`.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipelines.episode import Episode
-from wam.batch import NONE_EMBODIMENT
+from wam.embodiment import NONE_EMBODIMENT
 
 
 class BadEpisode(ValueError):  # noqa: N818 (it is the episode that is bad)

@@ -43,13 +43,13 @@ def episode():
 def write_store(tmp_path):
     """write_store(episodes, name) -> open ClipStore, two episodes a shard."""
 
-    def write(episodes, name="store", clip_steps=64, overlap_steps=32, **options):
+    def write(episodes, name="store", clip_steps=64, overlap_steps=32, embodiment=None, **options):
         directory = tmp_path / name
         for i in range(0, len(episodes), 2):
             with ShardWriter(directory, f"s{i:03}", clip_steps=clip_steps, overlap_steps=overlap_steps) as shard:
                 for one in episodes[i : i + 2]:
                     shard.add(one)
-        finish_store(directory, {"note": "synthetic"})
+        finish_store(directory, {"note": "synthetic"}, embodiment)
         return ClipStore(directory, **options)
 
     return write

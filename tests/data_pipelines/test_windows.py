@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.windows import Windows
-from wam.batch import EmbodimentSpec
+from wam.embodiment import EmbodimentSpec
 
 
 def reference(episode, anchor, config, stride=8, delta=(True, True, True, False), group=1):

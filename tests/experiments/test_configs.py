@@ -121,11 +121,11 @@ def test_shapes_without_data_are_those_of_the_collected_data(debug_run):
 def test_a_recipe_that_collects_nothing_has_no_shape_of_its_own():
     config = demo.get_config()
     del config["sim"]
-    with pytest.raises(ValueError, match="config has no `sim`: the model's shape is known only from its data"):
+    with pytest.raises(ValueError, match=r"no `sim` and `collect`, and no data\.image_size: the model's shape is"):
         Recipe.of(config).by_shape()
     config = demo.get_config()
     config.sim.render.size = 60
-    with pytest.raises(ValueError, match=r"tokenizer\.patch 16 does not divide sim\.render\.size 60"):
+    with pytest.raises(ValueError, match=r"tokenizer\.patch 16 does not divide the image size 60"):
         Recipe.of(config).by_shape()
 
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from wam.batch import EmbodimentSpec
+from wam.embodiment import EmbodimentSpec
 from wam.envs import metaworld
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wam.batch import EmbodimentSpec
+from wam.embodiment import EmbodimentSpec
 
 if TYPE_CHECKING:
     import mujoco

@@ -17,7 +17,7 @@ from jax import Array
 
 from wam.batch import Batch
 from wam.diffusion import sampler
-from wam.policy import Policy
+from wam.policy import Embodiment, Policy
 
 MOVED = 0.1
 CASES = ("true", "shuffled", "zero", "copy_last", "ceiling")
@@ -72,6 +72,17 @@ def _batched(policy: Policy, batch: Batch, program: sampler.Program, size: int, 
     return np.concatenate(parts)
 
 
+def _still(robot: Embodiment) -> np.ndarray:
+    """[A], normalised: the action that moves nothing; of absolute targets, which always move, the middle one."""
+    spec, still = robot.spec, np.zeros(robot.spec.model_action_dim, np.float32)
+    for rotation in spec.action_rotations:
+        for k in (0, 4):  # the identity's ones
+            if (dim := f"{rotation.name}_rot6d_{k}") in spec.model_action_names:
+                still[spec.model_action_names.index(dim)] = 1
+    is_target = np.array([kind == "absolute" for kind in spec.model_action_kinds], np.bool_)
+    return np.where(is_target, 0, robot.normalizers[1].normalize(still))
+
+
 def forward_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: int = 32) -> dict[str, Any]:
     """PSNR, SSIM and moving-pixel PSNR of the predicted frames with true, shuffled and zero actions.
 
@@ -85,7 +96,7 @@ def forward_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
     for row, index in enumerate(batch["embodiment"]):
         robot = policy._embodiments[int(index)]
         if robot.action is not None:
-            zero[row, ..., : robot.spec.action_dim] = robot.action.normalize(np.zeros(robot.spec.action_dim))
+            zero[row, ..., : robot.spec.model_action_dim] = _still(robot)
     actions = {"true": batch["action"], "shuffled": batch["action"][other], "zero": zero * batch["action_mask"]}
     real = batch["video"][:, np.array(cfg.target_views)]
     first = real[:, :, :1]
@@ -114,10 +125,11 @@ def forward_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
     some = moved.any((1, 2, 3, 4))
     wins = (moving_error["true"] < moving_error["shuffled"])[some]
     means = {metric: {case: float(np.mean(v)) for case, v in cases.items()} for metric, cases in per_frame.items()}
+    robot = policy._embodiments[int(batch["embodiment"].max())]
     return {
         **means,
         "per_frame": per_frame,
-        "seconds": policy.frame_seconds[1:].tolist(),
+        "seconds": policy.frame_seconds(robot.spec.name)[1:].tolist(),
         "win_rate": float(wins.mean()),
         "windows": len(real),
         "moving_share": float(moved.mean()),
@@ -140,8 +152,8 @@ def inverse_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
         "policy_r2": _batched(policy, batch, sampler.program("policy", 1), size, pixels=False),
     }
     spec = policy._embodiments[int(batch["embodiment"].max())].spec
-    moves = [i for i, kind in enumerate(spec.action_kinds) if kind != "gripper"]
-    grips = [i for i, kind in enumerate(spec.action_kinds) if kind == "gripper"]
+    moves = [i for i, kind in enumerate(spec.model_action_kinds) if kind != "gripper"]
+    grips = [i for i, kind in enumerate(spec.model_action_kinds) if kind == "gripper"]
     target, mask = batch["action"], batch["action_mask"]
 
     def r2(guess: np.ndarray, dims: list[int]) -> float:

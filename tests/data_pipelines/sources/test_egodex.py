@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.episode import check_episode
-from data_pipelines.sources.egodex import HAND_NAMES, JOINTS, EgoDex
+from data_pipelines.sources.egodex import EgoDex
+from data_pipelines.sources.hands import HAND_NAMES, JOINTS
 from data_pipelines.sources.source import BadEpisode, read_episode
 from tests.data_pipelines.sources.video_writer import numbers_of, write_video
 
