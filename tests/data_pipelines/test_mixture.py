@@ -205,7 +205,7 @@ def test_resume_equals_uninterrupted(mixture):
     [
         ({"seed": 1}, r"\(seed: 0 -> 1\): only the values of data.weights"),
         ({"batch_size": 4}, r"\(batch_size: 8 -> 4\)"),
-        ({"weights": {"expert": 1.0, "video": 1.0}}, r"\(sources.play: 4 entries -> absent\)"),
+        ({"weights": {"expert": 1.0, "video": 1.0}}, r"\(sources.play: \d entries -> absent\)"),
     ],
 )
 def test_state_of_other_data_is_refused_field_by_field(mixture, change, said):
