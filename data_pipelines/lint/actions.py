@@ -223,9 +223,16 @@ def find_gripper(survey: Survey) -> Iterator[Finding]:
             yield from _follows(survey, dim, measured[0])
 
 
+def _bulk(values: np.ndarray) -> float:
+    """Range without the ends: a few odd steps are no movement of a gripper."""
+    high, low = np.quantile(values, (0.95, 0.05))
+    return float(high - low)
+
+
 def _follows(survey: Survey, dim: int, state_dim: int) -> Iterator[Finding]:
     """Compares a gripper's command with its measurement."""
     found: list[tuple[int, float]] = []  # (episode, correlation of the lag at which it is strongest)
+    wide = {what: 0.3 * np.ptp(survey.pooled(what)[:, d]) for what, d in (("action", dim), ("state", state_dim))}
     for number, episode in enumerate(survey.episodes):
         action, state = episode.rows.action, episode.rows.state
         if action is None or state is None or len(action) < 4:
@@ -234,7 +241,7 @@ def _follows(survey: Survey, dim: int, state_dim: int) -> Iterator[Finding]:
         for lag in range(min(len(action) // 2, max(1, round(GRIPPER_LAG_SECONDS * episode.rows.hz))) + 1):
             s = state[lag : len(a)][:, state_dim].astype(np.float64)
             own = a[: len(s)]
-            if len(s) > 2 and np.ptp(own) > CONSTANT and np.ptp(s) > CONSTANT:
+            if len(s) > 2 and _bulk(own) > wide["action"] and _bulk(s) > wide["state"]:
                 r = float(np.corrcoef(own, s)[0, 1])
                 best = r if abs(r) > abs(best) else best
         if best:

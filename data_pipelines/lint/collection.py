@@ -204,7 +204,7 @@ def find_bad(survey: Survey) -> Iterator[Finding]:
 
 def find_problems(survey: Survey) -> Iterator[Finding]:
     for problem in survey.problems:
-        yield Finding(Severity.NOTE, f"metadata: {problem}")
+        yield Finding(Severity.NOTE, problem)
 
 
 CHECKS = (

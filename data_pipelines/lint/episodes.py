@@ -79,10 +79,10 @@ class Episodes(Protocol):
 class ForeignEpisodes:
     """The episodes of a `Source`, with the names of its entry in `datasets.py`."""
 
-    def __init__(self, dataset: Dataset, source: Source, embodiment: EmbodimentSpec | None = None):
+    def __init__(self, dataset: Dataset, source: Source, embodiment: EmbodimentSpec | None = None, label: str = ""):
         self._source, self._cameras = source, dict(dataset.cameras)
         declared = None if dataset.embodiment == NONE_EMBODIMENT.name else get_embodiment(dataset.embodiment)
-        self.name, self.embodiment = source.name, embodiment or declared
+        self.name, self.embodiment = label or source.name, embodiment or declared
 
     @property
     def problems(self) -> list[str]:

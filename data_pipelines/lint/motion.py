@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipelines.lint.finding import Check, Finding, Place, Severity, counted
+from data_pipelines.lint.finding import Check, Finding, Place, Severity, counted, listed
 from data_pipelines.lint.ranges import CONSTANT
 from data_pipelines.lint.survey import Rows, Survey
 
 IDLE_SECONDS, IDLE_SPAN = 0.5, 0.01
 IDLE_SHARE, IDLE_EPISODE, IDLE_STRETCH = 0.25, 0.6, 3.0
 NOISE = 0.7
-JUMP_MAD, JUMP_SPAN = 20.0, 0.25
+JUMP_MAD, JUMP_SPAN = 12.0, 0.5
+SWITCH = 0.8
 WRAP_MARGIN = 0.5
 
 
@@ -49,7 +50,8 @@ def idle_steps(survey: Survey) -> list[np.ndarray]:
     use, span = telling(survey)
     found = []
     for episode in survey.episodes:
-        x, N = np.nan_to_num(positions(survey, episode.rows)), episode.rows.steps
+        x = np.nan_to_num(positions(survey, episode.rows))
+        N = len(x)
         if not use.any():
             found.append(np.zeros(N, bool))
             continue
@@ -100,12 +102,18 @@ def find_idle(survey: Survey) -> Iterator[Finding]:
         hz = survey.episodes[number].rows.hz
         yield Finding(
             Severity.WARNING,
-            f"{counted(len(long), 'idle stretch').replace('stretchs', 'stretches')} of more than {IDLE_STRETCH:g} s; "
+            f"{counted(len(long), 'pause')} of more than {IDLE_STRETCH:g} s; "
             "the "
             f"longest lasts {seconds:.1f} s, in episode {survey.episodes[number].rows.name!r} from {start / hz:.1f} s",
             [Place(number, "state", "", start, end - 1)],
             {"longest_seconds": seconds, "stretches": len(long)},
         )
+
+
+def _switches(values: np.ndarray) -> bool:
+    """Is it on or off, nearly always? Such a dimension is meant to jump."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    return float((np.minimum(values - low, high - values) <= 0.1 * (high - low)).mean()) >= SWITCH
 
 
 def _jumps(survey: Survey, what: str) -> Iterator[tuple[int, int, int, float, bool]]:
@@ -114,7 +122,7 @@ def _jumps(survey: Survey, what: str) -> Iterator[tuple[int, int, int, float, bo
     if not series or (what == "action" and not kinds):  # an action that may be a delta may do what it likes
         return
     for dim, name in enumerate(survey.names(what)):
-        if "grip" in name.lower() or span[dim] < CONSTANT:
+        if "grip" in name.lower() or span[dim] < CONSTANT or _switches(survey.pooled(what)[:, dim]):
             continue
         if what == "action" and kinds[dim] not in ("absolute", "relative"):
             continue
@@ -130,29 +138,28 @@ def _jumps(survey: Survey, what: str) -> Iterator[tuple[int, int, int, float, bo
 
 def find_jumps(survey: Survey, *, wraps: bool = False) -> Iterator[Finding]:
     for what in ("state", "action"):
-        by_dim: dict[int, list[tuple[int, int, float]]] = {}
-        for dim, number, step, size, is_wrap in _jumps(survey, what):
-            if is_wrap == wraps:
-                by_dim.setdefault(dim, []).append((number, step, size))
-        for dim, found in by_dim.items():
-            number, step, size = max(found, key=lambda jump: abs(jump[2]))
-            name, where = survey.names(what)[dim], survey.episodes[number].rows.name
-            times = counted(len(found), "step")
-            if wraps:
-                text = (
-                    f"{what} {name!r} wraps around at +-pi in {times}, first in episode "
-                    f"{survey.episodes[found[0][0]].rows.name!r} at step {found[0][1]}: store a representation without "
-                    "a "
-                    "seam (rot6d), or unwrap it"
-                )
-            else:
-                text = (
-                    f"{what} {name!r} jumps in {times}, most by {size:.4g} ({abs(size) / survey.span(what)[dim]:.2g} "
-                    "of "
-                    f"its span) in episode {where!r} after step {step}"
-                )
-            places = [Place(n, what, name, s, s + 1) for n, s, _ in sorted(found, key=lambda jump: -abs(jump[2]))[:3]]
-            yield Finding(Severity.WARNING, text, places, {"steps": len(found), "largest": size})
+        found = [jump for jump in _jumps(survey, what) if jump[-1] == wraps]
+        if not found:
+            continue
+        names, span = survey.names(what), survey.span(what)
+        found.sort(key=lambda jump: -abs(jump[3]) / span[jump[0]])
+        dim, number, step, size, _ = found[0]
+        dims = dict.fromkeys(jump[0] for jump in found)
+        said = f"{what} {listed(repr(names[d]) for d in dims)}"
+        where = f"{names[dim]!r} in episode {survey.episodes[number].rows.name!r} after step {step}"
+        if wraps:
+            text = (
+                f"{said}: {counted(len(found), 'wrap-around')} at +-pi, such as {where} ({size:+.3g}): store a "
+                "representation without a seam (rot6d), or unwrap it"
+            )
+        else:
+            text = (
+                f"{said}: {counted(len(found), 'jump')}, the largest by {size:.4g} ({abs(size) / span[dim]:.2g} of the "
+                f"span) of {where}"
+            )
+        places = [Place(n, what, names[d], s, s + 1) for d, n, s, _, _ in found[:3]]
+        numbers = {"steps": len(found), "largest": size, "dimensions": [names[d] for d in dims]}
+        yield Finding(Severity.WARNING, text, places, numbers)
 
 
 CHECKS = (
@@ -168,7 +175,8 @@ CHECKS = (
         "discontinuities",
         "Jumps of the state, or of absolute actions, within one step: lost packets, episodes glued together, mixed "
         "units.",
-        f"a step beyond {JUMP_MAD:g} MAD of the dimension's steps and {JUMP_SPAN:.0%} of its 1-99 % span",
+        f"a step beyond {JUMP_MAD:g} MAD of the dimension's steps and {JUMP_SPAN:.0%} of its 1-99 % span; grippers and "
+        "dimensions that only switch are exempt",
         find_jumps,
     ),
     Check(

@@ -52,6 +52,8 @@ def find_constant(survey: Survey) -> Iterator[Finding]:
         low, high = quantiles(values, (0.0, 1.0))
         inert = survey.span(what) < CONSTANT
         names = survey.names(what)
+        if what == "action":  # of a gripper that never moves, its own check speaks
+            inert[[dim for dim, name in enumerate(names) if "grip" in name.lower()]] = False
         if len(still := np.flatnonzero(inert & (high - low < MOVES))):
             yield Finding(
                 Severity.NOTE,
@@ -96,22 +98,29 @@ def find_saturated(survey: Survey) -> Iterator[Finding]:
     if not values.size:
         return
     low, high = quantiles(values, (0.0, 1.0))
+    found: list[tuple[float, int, str, float]] = []  # share, dimension, which end, its value
     for dim, name in enumerate(survey.action_names):
         is_gripper = (kinds and kinds[dim] == "gripper") or "grip" in name.lower()
         if is_gripper or span[dim] < CONSTANT or len(np.unique(values[:, dim])) <= 3:
             continue
-        near = 1e-6 * (high[dim] - low[dim])
         for end, bound in (("minimum", low[dim]), ("maximum", high[dim])):
-            share = float((np.abs(values[:, dim] - bound) <= near).mean())
+            share = float((np.abs(values[:, dim] - bound) <= 1e-6 * (high[dim] - low[dim])).mean())
             if share > SATURATED:
-                place = _place(survey, "action", dim, lambda v, b=bound, n=near: np.abs(v - b) <= n)
-                yield Finding(
-                    Severity.WARNING,
-                    f"action {name!r} is at its {end} {bound:.4g} in {share:.1%} of the steps: it was clipped, or the "
-                    "command reaches its limit",
-                    [place],
-                    {"share": share, "bound": float(bound)},
-                )
+                found.append((share, dim, end, float(bound)))
+    if not found:
+        return
+    found.sort(reverse=True)
+    names = survey.action_names
+    said = listed((f"{names[dim]!r} at its {end} {bound:.4g} in {share:.0%}" for share, dim, end, bound in found), 6)
+    _, dim, _, bound = found[0]
+    near = 1e-6 * (high[dim] - low[dim])
+    yield Finding(
+        Severity.WARNING,
+        f"actions stay at an end of their range: {said} of the steps. They were clipped, or the command reaches its "
+        "limit",
+        [_place(survey, "action", dim, lambda v: np.abs(v - bound) <= near)],
+        {"dimensions": [{"name": names[d], "end": end, "share": share} for share, d, end, _ in found]},
+    )
 
 
 CHECKS = (

@@ -44,7 +44,7 @@ class Pictures:
     def same(self) -> np.ndarray:
         """bool [n - 1]: does a frame look like the one before?"""
         wide = self.thumbnails.astype(np.int16)
-        return np.abs(np.diff(wide, axis=0)).reshape(len(wide) - 1, -1).max(1, initial=0) <= SAME_LEVELS
+        return np.abs(np.diff(wide, axis=0)).max((1, 2, 3), initial=0) <= SAME_LEVELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,13 +163,13 @@ def look(episodes: Episodes, i: int, *, frames: int = 8, run: int = 9, side: int
         chosen = sorted({*spread, *following})
         images = episodes.frames(i, camera, chosen)
         sparse, dense = (images[np.searchsorted(chosen, numbers)] for numbers in (spread, following))
-        difference = np.abs(np.diff(dense.astype(np.int16), axis=0)).reshape(len(dense) - 1, -1)
+        difference = np.abs(np.diff(dense.astype(np.int16), axis=0))
         pictures[camera] = Pictures(
             step=rows.frame_step[spread],
             thumbnails=thumbnails(sparse, side),
             spread=sparse.reshape(len(sparse), -1).std(1).astype(np.float32),
             run_step=rows.frame_step[following],
-            run_same=difference.max(1, initial=0) <= SAME_LEVELS,
+            run_same=difference.max((1, 2, 3), initial=0) <= SAME_LEVELS,
             digest=hashlib.sha256(np.ascontiguousarray(sparse).tobytes()).hexdigest(),
         )
     return Sampled(i, rows, pictures)

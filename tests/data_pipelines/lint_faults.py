@@ -79,7 +79,9 @@ def _seen(path: np.ndarray, side: float, rng: np.random.Generator) -> np.ndarray
     """uint8 [STEPS, 24, 32, 3]: a blob that moves over a background that tells the cameras apart."""
     y, x = np.mgrid[0:24, 0:32]
     ground = 110 + 60 * side * np.sign(x - 16) * (y > 8)
-    blob = np.exp(-((x - 16 - 8 * path[:STEPS, None, None, 0]) ** 2 + (y - 12 - 5 * path[:STEPS, None, None, 1]) ** 2) / 20)
+    blob = np.exp(
+        -((x - 16 - 8 * path[:STEPS, None, None, 0]) ** 2 + (y - 12 - 5 * path[:STEPS, None, None, 1]) ** 2) / 20
+    )
     image = ground + 60 * blob + rng.normal(0, 1.5, (STEPS, 24, 32))
     return np.clip(image, 0, 255).astype(np.uint8)[..., None].repeat(3, -1)
 
@@ -97,4 +99,4 @@ def surveyed(memory: Memory, robot: EmbodimentSpec | None = ROBOT, **options):
 
 
 def episodes_of(memory: Memory, robot: EmbodimentSpec | None = ROBOT) -> ForeignEpisodes:
-    return ForeignEpisodes(Dataset("memory", lambda path: memory), memory, robot)
+    return ForeignEpisodes(Dataset("memory", lambda _: memory), memory, robot)
