@@ -10,12 +10,13 @@ import numpy as np
 from data_pipelines.lint.finding import Check, Finding, Place, Severity, counted, listed
 from data_pipelines.lint.ranges import CONSTANT
 from data_pipelines.lint.survey import Survey
+from wam.embodiment import Gripper
 
 FITS, MARGIN = 0.6, 0.2
 LAGS = (0, 1, 2)
 MIN_ROWS = 20
 EQUAL, EQUAL_SHARE = 1e-5, 0.99
-BIMODAL, BIMODAL_END = 0.8, 0.1
+BIMODAL, BIMODAL_END, OUTSIDE = 0.8, 0.1, 0.1
 GRIPPER_LAG_SECONDS, FOLLOWS = 1.0, 0.3
 
 HYPOTHESES = {
@@ -210,6 +211,18 @@ def find_gripper(survey: Survey) -> Iterator[Finding]:
                 [Place(0, "action", name)],
             )
             continue
+        if (declared := _declared(survey, "action", name)) is not None:
+            bounds = sorted((declared.open, declared.closed))
+            room = OUTSIDE * (bounds[1] - bounds[0])
+            if low < bounds[0] - room or high > bounds[1] + room:
+                yield Finding(
+                    Severity.ERROR,
+                    f"gripper {name!r} goes from {low:.4g} to {high:.4g}, declared are {declared.open:.4g} for open "
+                    "and "
+                    f"{declared.closed:.4g} for closed",
+                    [Place(0, "action", name)],
+                    {"min": low, "max": high},
+                )
         ends = np.minimum(values - low, high - values) <= BIMODAL_END * (high - low)
         if (share := float(ends.mean())) < BIMODAL:
             yield Finding(
@@ -221,6 +234,13 @@ def find_gripper(survey: Survey) -> Iterator[Finding]:
             )
         if len(measured) == 1:
             yield from _follows(survey, dim, measured[0])
+
+
+def _declared(survey: Survey, what: str, name: str) -> Gripper | None:
+    """Which end of a gripper is open, if its robot says so."""
+    robot = survey.embodiment
+    grippers = () if robot is None else robot.action_grippers if what == "action" else robot.state_grippers
+    return next((gripper for gripper in grippers if gripper.name == name), None)
 
 
 def _bulk(values: np.ndarray) -> float:
@@ -271,6 +291,16 @@ def _follows(survey: Survey, dim: int, state_dim: int) -> Iterator[Finding]:
             [Place(found[0][0], "action", name), Place(found[0][0], "state", other)],
             {"correlation": float(np.median(r))},
         )
+    elif (ends := [_declared(survey, "action", name), _declared(survey, "state", other)]) and all(ends):
+        directions = [np.sign(gripper.open - gripper.closed) for gripper in ends if gripper is not None]
+        if directions[0] * directions[1] != sign:
+            yield Finding(
+                Severity.ERROR,
+                f"gripper {name!r} is declared the wrong way round: by the declared ends it should move "
+                f"{'with' if sign < 0 else 'against'} {other!r}, their correlation is {np.median(r):+.2f}",
+                [Place(found[0][0], "action", name), Place(found[0][0], "state", other)],
+                {"correlation": float(np.median(r))},
+            )
     elif sign < 0:
         yield Finding(
             Severity.NOTE,
@@ -300,7 +330,8 @@ CHECKS = (
     ),
     Check(
         "gripper",
-        "Which way a gripper's command goes, whether the measured gripper follows, and the same way in every episode.",
+        "Which way a gripper's command goes, within the declared ends, whether the measured gripper follows, and the "
+        "same way in every episode.",
         f"constant; under {BIMODAL:.0%} of the values near an end; correlation with the measurement below {FOLLOWS:g}, "
         "or "
         "of another sign in some episodes",

@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from data_pipelines.datasets import Dataset
-from data_pipelines.embodiments import get_embodiment
+from data_pipelines.embodiments import embodiment_of_store
 from data_pipelines.sources.source import BadEpisode, Source
 from data_pipelines.store import ClipStore
-from wam.batch import NONE_EMBODIMENT, EmbodimentSpec
+from wam.embodiment import NONE_EMBODIMENT, EmbodimentSpec
 
 _TIME_COLUMNS = ("timestamp", "time")
 
@@ -79,10 +79,10 @@ class Episodes(Protocol):
 class ForeignEpisodes:
     """The episodes of a `Source`, with the names of its entry in `datasets.py`."""
 
-    def __init__(self, dataset: Dataset, source: Source, embodiment: EmbodimentSpec | None = None, label: str = ""):
+    def __init__(self, dataset: Dataset, source: Source, *, label: str = ""):
         self._source, self._cameras = source, dict(dataset.cameras)
-        declared = None if dataset.embodiment == NONE_EMBODIMENT.name else get_embodiment(dataset.embodiment)
-        self.name, self.embodiment = label or source.name, embodiment or declared
+        self.name = label or source.name
+        self.embodiment = None if dataset.robot == NONE_EMBODIMENT else dataset.robot
 
     @property
     def problems(self) -> list[str]:
@@ -113,11 +113,10 @@ class ForeignEpisodes:
 class StoreEpisodes:
     """The episodes of a store, put together from their clips."""
 
-    def __init__(self, store: ClipStore, embodiment: EmbodimentSpec | None = None):
-        self._store, manifest = store, store.manifest
-        if embodiment is None and manifest["embodiment"] != NONE_EMBODIMENT.name:
-            embodiment = get_embodiment(manifest["embodiment"])
-        self.name, self.embodiment = store.directory.name, embodiment
+    def __init__(self, store: ClipStore):
+        self._store, robot = store, embodiment_of_store(store.manifest)
+        self.name = store.directory.name
+        self.embodiment = None if robot == NONE_EMBODIMENT else robot
         clips: dict[str, list[int]] = {}
         for i, meta in enumerate(store.index.meta):
             clips.setdefault(meta["episode"], []).append(i)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipelines.lint.episodes import Episodes, Rows
 from data_pipelines.sources.source import BadEpisode
-from wam.batch import EmbodimentSpec
+from wam.embodiment import EmbodimentSpec
 
 THUMBNAIL = 96
 """Pixels of the longer side: enough to see what is there, and an average over the noise of sensor and codec."""

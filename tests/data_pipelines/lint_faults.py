@@ -11,7 +11,7 @@ from data_pipelines.datasets import Dataset
 from data_pipelines.lint.episodes import ForeignEpisodes
 from data_pipelines.lint.survey import survey
 from data_pipelines.sources.source import About, BadEpisode, LowDim
-from wam.batch import EmbodimentSpec
+from wam.embodiment import NONE_EMBODIMENT, EmbodimentSpec
 
 HZ, STEPS, EPISODES = 10.0, 60, 8
 ROBOT = EmbodimentSpec(
@@ -99,4 +99,4 @@ def surveyed(memory: Memory, robot: EmbodimentSpec | None = ROBOT, **options):
 
 
 def episodes_of(memory: Memory, robot: EmbodimentSpec | None = ROBOT) -> ForeignEpisodes:
-    return ForeignEpisodes(Dataset("memory", lambda _: memory), memory, robot)
+    return ForeignEpisodes(Dataset("memory", lambda _: memory, robot or NONE_EMBODIMENT), memory)

@@ -13,6 +13,7 @@ from data_pipelines.lint.survey import evenly, survey
 from data_pipelines.sources.lerobot import LeRobot
 from data_pipelines.sources.rlds import Rlds
 from tests.data_pipelines.lint_faults import ROBOT, STEPS, broken, clean, episodes_of, surveyed
+from wam.embodiment import Gripper
 
 FAULTS = {}
 
@@ -309,6 +310,22 @@ def test_undeclared_actions_are_described_not_judged():
     assert not rest
     assert finding.severity == Severity.NOTE
     assert "(undeclared) behave like a delta" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("closed", "said"),
+    [(-1.0, None), (0.5, "goes from -1 to 1, declared are 1 for open and 0.5 for closed"), (3.0, "wrong way round")],
+)
+def test_a_gripper_must_be_as_declared(closed, said):
+    ends = {"action_grippers": (Gripper("gripper", 1.0, closed),)}
+    robot = dataclasses.replace(ROBOT, **ends, state_grippers=(Gripper("gripper_opening", 1.0, 0.0),))
+    memory = clean()
+    if closed == 3.0:  # declared 1 for open, 3 for closed, and that is where the commands are; the opening disagrees
+        for action in memory.actions:
+            action[:, 3] += 2
+    found = _found(memory, robot)
+    assert set(found) == ({"gripper"} if said else set())
+    assert said is None or (found["gripper"][0].severity, said in found["gripper"][0].text) == (Severity.ERROR, True)
 
 
 def test_leakage_is_found_by_content_under_other_names():
