@@ -25,6 +25,7 @@ STYLE = """
 .error { background: #c0392b; } .warning { background: #b7791f; } .note-badge { background: #5b6672; }
 .clean { background: #2e7d4f; }
 .finding { margin: 18px 0 8px; max-width: 100ch; overflow-wrap: anywhere; }
+:is(#episode, #window) td { text-align: left; white-space: normal; }
 #verdict table { font-size: 13px; }
 #verdict :is(th, td):nth-child(n+4) { min-width: 300px; text-align: left; vertical-align: top; white-space: normal; }
 """

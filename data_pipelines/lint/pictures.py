@@ -85,7 +85,8 @@ def find_frozen(survey: Survey) -> Iterator[Finding]:
             if distance is None:  # action-free video: nothing tells that it should change
                 wholly += [n] if pictures.same.all() else []
             elif (should := distance > MOVED).any():
-                share = float(pictures.same[should].mean())
+                alike = pictures.same & (pictures.spread[1:] >= BLANK)  # of blank frames another check speaks
+                share = float(alike[should].mean())
                 wholly += [n] if share >= FROZEN_WHOLLY else []
                 partly += [n] if FROZEN <= share < FROZEN_WHOLLY else []
         for found, severity, said in ((wholly, Severity.ERROR, "never changes"), (partly, Severity.WARNING, "freezes")):
