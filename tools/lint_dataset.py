@@ -186,8 +186,8 @@ def lint_page(survey: Survey, findings: Findings) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     shared.add_arguments(parser)
-    other = "a store, or PATH[:KEY=VALUE,...] of the same data set, that must not share an episode"
-    parser.add_argument("--against", metavar="PLACE", help=other)
+    place = "a store, or PATH[:KEY=VALUE,...] of the same data set, that must not share an episode"
+    parser.add_argument("--against", metavar="PLACE", help=place)
     parser.add_argument("--episodes", type=int, default=50, help="to look at, evenly spaced; 0: all (default 50)")
     parser.add_argument("--frames", type=int, default=8, help="of each camera of an episode (default 8)")
     parser.add_argument("--window_seconds", type=float, help="what a training sample needs after its first frame")

@@ -186,10 +186,12 @@ def _window_facts(windows: Windows, i: int, sample: dict[str, np.ndarray]) -> Ht
 
 def _frames(data: Data, window: dict[str, Any], budget: Budget) -> Html:
     """The real views, and what the tokenizer makes of them."""
+    from jax import numpy as jnp
+
     tokenizer, parts = data.fitted.tokenizer, []
-    camera = np.asarray(window["camera"])
-    latents = tokenizer.encode(window["frames"][None], camera[None])
-    decoded = np.asarray(tokenizer.decode(latents, camera[None]))[0]
+    camera = window["camera"]
+    latents = tokenizer.encode(jnp.asarray(window["frames"][None]), jnp.asarray(camera[None]))
+    decoded = np.asarray(tokenizer.decode(latents, jnp.asarray(camera[None])))[0]
     decoded = np.clip(np.round(decoded * 255), 0, 255).astype(np.uint8)
     for view in np.flatnonzero(window["view_mask"]):
         name = data.fitted.cameras[camera[view]]

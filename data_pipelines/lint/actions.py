@@ -262,8 +262,8 @@ def _follows(survey: Survey, dim: int, state_dim: int) -> Iterator[Finding]:
             s = state[lag : len(a)][:, state_dim].astype(np.float64)
             own = a[: len(s)]
             if len(s) > 2 and _bulk(own) > wide["action"] and _bulk(s) > wide["state"]:
-                r = float(np.corrcoef(own, s)[0, 1])
-                best = r if abs(r) > abs(best) else best
+                here = float(np.corrcoef(own, s)[0, 1])
+                best = here if abs(here) > abs(best) else best
         if best:
             found.append((number, best))
     if not found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,13 +17,15 @@ GROSS = 50.0
 SATURATED = 0.05
 
 
-def _place(survey: Survey, what: str, dim: int, hit: Callable[[np.ndarray], np.ndarray]) -> Place:
-    """The first row at which `hit`, a function of the values of a dimension, holds; there is one."""
+def _place(survey: Survey, what: str, dim: int, hit: np.ndarray) -> Place:
+    """The first row at which `hit` holds, bool over the rows of all episodes."""
+    row = int(hit.argmax())
     for number, episode in enumerate(survey.episodes):
         rows = getattr(episode.rows, what)
-        if rows is not None and len(at := np.flatnonzero(hit(rows[:, dim]))):
-            return Place(number, what, survey.names(what)[dim], int(at[0]), int(at[0]))
-    return None
+        if rows is not None and row < len(rows):
+            return Place(number, what, survey.names(what)[dim], row, row)
+        row -= 0 if rows is None else len(rows)
+    raise AssertionError(f"row {row} of {what} is in no episode")
 
 
 def _named(survey: Survey, place: Place) -> str:
@@ -32,15 +34,15 @@ def _named(survey: Survey, place: Place) -> str:
 
 def find_not_finite(survey: Survey) -> Iterator[Finding]:
     for what in ("state", "action"):
-        bad = (~np.isfinite(survey.pooled(what))).sum(0)
-        for dim in np.flatnonzero(bad):
-            place = _place(survey, what, dim, lambda values: ~np.isfinite(values))
+        bad = ~np.isfinite(survey.pooled(what))
+        for dim in np.flatnonzero(bad.any(0)).tolist():
+            place, count = _place(survey, what, dim, bad[:, dim]), int(bad[:, dim].sum())
             yield Finding(
                 Severity.ERROR,
-                f"{what} {survey.names(what)[dim]!r} is NaN or infinite in {counted(int(bad[dim]), 'row')}, first in "
+                f"{what} {survey.names(what)[dim]!r} is NaN or infinite in {counted(count, 'row')}, first in "
                 f"{_named(survey, place)}",
                 [place],
-                {"rows": int(bad[dim])},
+                {"rows": count},
             )
 
 
@@ -60,9 +62,9 @@ def find_constant(survey: Survey) -> Iterator[Finding]:
                 f"{len(still)} of {len(names)} {what} dimensions hold one value: {listed(names[d] for d in still)}",
                 numbers={"dimensions": [names[d] for d in still]},
             )
-        for dim in np.flatnonzero(inert & (high - low >= MOVES)):
+        for dim in np.flatnonzero(inert & (high - low >= MOVES)).tolist():
             middle = float(np.nanmedian(values[:, dim]))
-            place = _place(survey, what, dim, lambda v, middle=middle: np.abs(v - middle) > MOVES / 2)
+            place = _place(survey, what, dim, np.abs(values[:, dim] - middle) > MOVES / 2)
             yield Finding(
                 Severity.WARNING,
                 f"{what} {names[dim]!r} holds one value in 98 % of the rows yet reaches {low[dim]:.4g} and "
@@ -80,10 +82,9 @@ def find_outliers(survey: Survey) -> Iterator[Finding]:
         low, high = quantiles(values, (0.01, 0.99))
         away = np.maximum(low - values, values - high) / np.maximum(span, CONSTANT)
         away = np.where(np.isfinite(away) & (span >= CONSTANT), away, 0)
-        for dim in np.flatnonzero(away.max(0) > OUTLIER):
-            rows, factor, reach = int((away[:, dim] > OUTLIER).sum()), float(away[:, dim].max()), OUTLIER * span[dim]
-            bounds = low[dim] - reach, high[dim] + reach
-            place = _place(survey, what, dim, lambda v, b=bounds: np.isfinite(v) & ((v < b[0]) | (v > b[1])))
+        for dim in np.flatnonzero(away.max(0) > OUTLIER).tolist():
+            rows, factor = int((away[:, dim] > OUTLIER).sum()), float(away[:, dim].max())
+            place = _place(survey, what, dim, away[:, dim] > OUTLIER)
             yield Finding(
                 Severity.ERROR if factor > GROSS else Severity.WARNING,
                 f"{what} {survey.names(what)[dim]!r} lies up to {factor:.3g} times its 1-99 % span ({low[dim]:.4g} to "
@@ -118,7 +119,7 @@ def find_saturated(survey: Survey) -> Iterator[Finding]:
         Severity.WARNING,
         f"actions stay at an end of their range: {said} of the steps. They were clipped, or the command reaches its "
         "limit",
-        [_place(survey, "action", dim, lambda v: np.abs(v - bound) <= near)],
+        [_place(survey, "action", dim, np.abs(values[:, dim] - bound) <= near)],
         {"dimensions": [{"name": names[d], "end": end, "share": share} for share, d, end, _ in found]},
     )
 
