@@ -23,12 +23,14 @@ def cameras(survey: Survey) -> list[str]:
     return list(dict.fromkeys(camera for episode in survey.episodes for camera in episode.pictures))
 
 
-def moved(survey: Survey, episode: Sampled, steps: np.ndarray) -> np.ndarray | None:
+def moved(
+    survey: Survey, episode: Sampled, steps: np.ndarray, tells: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray | None:
     """f64 [n - 1]: how far the robot moves from each step to the next, in spans of the liveliest dimension.
 
-    None where no row tells.
+    `tells` is `telling(survey)`. None where no row tells.
     """
-    use, span = telling(survey)
+    use, span = tells
     if not use.any():
         return None
     x = np.nan_to_num(positions(survey, episode.rows))
@@ -74,6 +76,7 @@ def find_blank(survey: Survey) -> Iterator[Finding]:
 
 
 def find_frozen(survey: Survey) -> Iterator[Finding]:
+    tells = telling(survey)
     for camera in cameras(survey):
         wholly: list[int] = []
         partly: list[int] = []
@@ -81,7 +84,7 @@ def find_frozen(survey: Survey) -> Iterator[Finding]:
             pictures = episode.pictures[camera]
             if len(pictures.step) < 2 or (pictures.spread < BLANK).all():
                 continue
-            distance = moved(survey, episode, pictures.step)
+            distance = moved(survey, episode, pictures.step, tells)
             if distance is None:  # action-free video: nothing tells that it should change
                 wholly += [n] if pictures.same.all() else []
             elif (should := distance > MOVED).any():
@@ -92,7 +95,7 @@ def find_frozen(survey: Survey) -> Iterator[Finding]:
         for found, severity, said in ((wholly, Severity.ERROR, "never changes"), (partly, Severity.WARNING, "freezes")):
             if found:
                 names = [survey.episodes[n].rows.name for n in found]
-                tells = "while the robot moves" if telling(survey)[0].any() else "from frame to frame"
+                tells = "while the robot moves" if tells[0].any() else "from frame to frame"
                 yield Finding(
                     severity,
                     f"camera {camera!r} {said} {tells} in {counted(len(found), 'episode')}: {listed(map(repr, names))}",
@@ -102,12 +105,13 @@ def find_frozen(survey: Survey) -> Iterator[Finding]:
 
 
 def find_repeated(survey: Survey) -> Iterator[Finding]:
+    tells = telling(survey)
     for camera in cameras(survey):
         same: list[bool] = []
         rates, first = [], None
         for n, episode in _episodes(survey, camera):
             pictures = episode.pictures[camera]
-            distance = moved(survey, episode, pictures.run_step)
+            distance = moved(survey, episode, pictures.run_step, tells)
             if distance is None or not len(distance) or pictures.same.all():
                 continue
             should = distance > RUN_MOVED
@@ -159,13 +163,10 @@ def find_swapped(survey: Survey) -> Iterator[Finding]:
         if len(both) < SWAP_EPISODES:
             continue
         stack = {camera: np.stack([views[camera][n] for n in both]) for camera in (a, b)}
-        swapped = []
-        for row, n in enumerate(both):
-            others = np.arange(len(both)) != row
-            usual = {camera: np.median(stack[camera][others], axis=0) for camera in (a, b)}
-            away = {(x, y): np.abs(stack[x][row] - usual[y]).mean() for x in (a, b) for y in (a, b)}
-            if away[a, b] + away[b, a] < SWAP_RATIO * (away[a, a] + away[b, b]):
-                swapped.append(n)
+        usual = {camera: np.median(stack[camera], axis=0) for camera in (a, b)}
+        away = {(x, y): np.abs(stack[x] - usual[y]).mean((1, 2, 3)) for x in (a, b) for y in (a, b)}
+        exchanged = away[a, b] + away[b, a] < SWAP_RATIO * (away[a, a] + away[b, b])
+        swapped = [n for n, is_swapped in zip(both, exchanged, strict=True) if is_swapped]
         if swapped:
             names = [survey.episodes[n].rows.name for n in swapped]
             yield Finding(
@@ -207,7 +208,7 @@ CHECKS = (
         "An episode whose cameras were plugged in the other way round.",
         f"the mean pictures of two cameras are, exchanged, less than {SWAP_RATIO:g} times as far from the median of "
         "the "
-        f"other episodes as they are in place; from {SWAP_EPISODES} episodes on",
+        f"all episodes as they are in place; from {SWAP_EPISODES} episodes on",
         find_swapped,
     ),
 )  # fmt: skip
