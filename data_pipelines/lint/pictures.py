@@ -95,10 +95,10 @@ def find_frozen(survey: Survey) -> Iterator[Finding]:
         for found, severity, said in ((wholly, Severity.ERROR, "never changes"), (partly, Severity.WARNING, "freezes")):
             if found:
                 names = [survey.episodes[n].rows.name for n in found]
-                tells = "while the robot moves" if tells[0].any() else "from frame to frame"
+                when = "while the robot moves" if tells[0].any() else "from frame to frame"
                 yield Finding(
                     severity,
-                    f"camera {camera!r} {said} {tells} in {counted(len(found), 'episode')}: {listed(map(repr, names))}",
+                    f"camera {camera!r} {said} {when} in {counted(len(found), 'episode')}: {listed(map(repr, names))}",
                     [Place(n, "frames", camera) for n in found[:2]],
                     {"episodes": names},
                 )
