@@ -43,7 +43,7 @@ FORBIDDEN = {
 # Heavy modules, and the only files (or folders) of the libraries that are about them.
 HEAVY = {
     "h5py": ("data_pipelines/sources/hdf5.py", "data_pipelines/sources/egodex.py"),
-    "matplotlib": ("wam/evaluation/plots.py", "wam/evaluation/report.py"),
+    "matplotlib": ("wam/evaluation/plots.py", "wam/evaluation/report.py", "wam/evaluation/dataset_plots.py"),
     "websockets": ("wam/serving/",),
     "av": ("data_pipelines/sources/video.py",),
     "pyarrow": ("data_pipelines/sources/lerobot",),

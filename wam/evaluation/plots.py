@@ -66,7 +66,7 @@ STYLE: Any = {
 WIDTH = 10.0
 
 
-def _styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context(STYLE):
@@ -87,7 +87,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / error)) if error > 0 else float("inf")
 
 
-@_styled
+@styled
 def plot_rollout(
     videos: Mapping[str, np.ndarray], seconds: Numbers, *, reference: str = "real", columns: int = 9
 ) -> Figure:
@@ -139,7 +139,7 @@ def plot_rollout(
     return figure
 
 
-@_styled
+@styled
 def plot_actions(
     predicted: np.ndarray | Mapping[str, np.ndarray],
     executed: np.ndarray | None,
@@ -241,7 +241,7 @@ def _curves(ax: Axes, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str]
     ax.set_xlabel("step")
 
 
-@_styled
+@styled
 def plot_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Losses per term, mode, source and sigma bin: training as lines, validation as open dots.
 
@@ -296,7 +296,7 @@ def plot_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_success(closed_loop: Mapping[str, Any]) -> Figure:
     """Success of every kind of control, overall and per task, as dots with 95 % intervals.
 
@@ -328,7 +328,7 @@ def plot_success(closed_loop: Mapping[str, Any]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_dynamics(forward_dynamics: Mapping[str, Any]) -> Figure:
     """Error of the imagined future by horizon, under the true actions and under others.
 
@@ -353,7 +353,7 @@ def plot_dynamics(forward_dynamics: Mapping[str, Any]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_mixture(mixture: Mapping[str, Any]) -> Figure:
     """Shares of the sources asked for beside the shares really drawn, and the samples of every mode.
 
