@@ -363,8 +363,7 @@ def test_episodes_of_other_dimensions_are_set_aside():
 
 def test_the_worst_finding_decides():
     findings = lint(surveyed(broken(FAULTS["a_black_frame"][3])))
-    assert worst(findings) == Severity.WARNING
-    assert worst(lint(surveyed(clean()))) is None
+    assert (worst(findings), worst(lint(surveyed(clean())))) == (Severity.WARNING, None)
 
 
 def test_a_store_is_looked_at_like_its_source(write_store, episode):
