@@ -10,9 +10,11 @@ from data_pipelines.stats import MAX_ROWS, Statistics, sampled
 from data_pipelines.windows import Windows
 
 RIDGE = 1.0
-"""Pseudo-observations of every weight that say "it leads nowhere". Negligible beside hundreds of windows; with fewer
-windows than dimensions, or dimensions that never move, it keeps the map small where least squares would learn the
-windows by heart."""
+"""Pseudo-observations of every weight that say "it leads nowhere", against windows that do not overlap.
+
+Negligible beside hundreds of these. With fewer windows than dimensions, or dimensions that hardly move, it keeps the
+map small where least squares would learn the windows by heart and be wildly wrong on others.
+"""
 
 
 def accumulate(action: np.ndarray, steps: int, adds_up: np.ndarray) -> np.ndarray:
@@ -33,18 +35,15 @@ class _Moments:
         self.sum += rows.sum(0)
         self.products += rows.T @ rows
 
-    def fit(self, inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ridge regression of the rest on the first `inputs` dims: weights, bias, R^2 (0 where nothing varies)."""
+    def fit(self, unit: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ridge regression of y on x, given a unit for each dim of x: weights, bias, R^2 (0 where nothing varies)."""
+        inputs = len(unit)
         mean = self.sum / self.count
         covariance = self.products - self.count * np.outer(mean, mean)
         xx, xy, yy = covariance[:inputs, :inputs], covariance[:inputs, inputs:], covariance[inputs:, inputs:]
         total = np.maximum(np.diag(yy), 0)
-        # In units of each input's own spread; one that never moves (by the rounding of its square) gets no weight.
-        spread = np.sqrt(np.maximum(np.diag(xx), 0) / self.count)
-        moves = spread > 1e-6 * (1 + np.abs(mean[:inputs]))
-        unit = np.where(moves, spread, 1.0)
-        weights = np.linalg.solve(xx / np.outer(unit, unit) + RIDGE * np.eye(inputs), xy / unit[:, None])
-        weights = np.where(moves[:, None], weights / unit[:, None], 0.0)
+        weights = np.linalg.solve(xx / np.outer(unit, unit) + ridge * np.eye(inputs), xy / unit[:, None])
+        weights /= unit[:, None]
         residual = total - 2 * (weights * xy).sum(0) + ((xx @ weights) * weights).sum(0)
         r2 = np.where(total > 1e-12, 1 - residual / np.maximum(total, 1e-12), 0)
         return weights, mean[inputs:] - mean[:inputs] @ weights, r2
@@ -83,7 +82,7 @@ def fit_lead(
     if len(names) != 1 or len(timings) != 1:
         raise ValueError(f"fit_lead takes the sources of one embodiment and one timing, got {names or 'none'}")
     embodiment, config = sources[0].embodiment, sources[0].config
-    scale = statistics.normalizers(embodiment.name)[0].scale
+    scale, unit = (normalizer.scale for normalizer in statistics.normalizers(embodiment.name))
     adds_up = np.array([kind == "delta" for kind in embodiment.model_action_kinds], np.bool_)
     T, A, S = len(config.frame_seconds), embodiment.model_action_dim, embodiment.model_state_dim
     starts = config.observation_frames
@@ -91,6 +90,8 @@ def fit_lead(
     elapsed = np.asarray(config.frame_seconds)[1:] - config.observation_seconds[chunk_of]
     steps = [min(config.action_horizon, int(np.ceil(t * config.action_hz - 1e-6))) for t in elapsed]
 
+    fps = max(windows.store.manifest["fps"] for windows in sources)
+    overlaps = np.maximum(1, elapsed * fps)  # windows start a frame apart and see much the same
     moments = [_Moments(A + S) for _ in range(T - 1)]
     for windows, clip, anchors in sampled(sources, max_rows):
         low_dim, (state, real) = windows.low_dim_of(clip, anchors), windows.frame_state_of(clip, anchors)
@@ -108,5 +109,5 @@ def fit_lead(
     r2 = np.zeros((T - 1, state_dim), np.float32)
     for j, seen in enumerate(moments):
         if seen.count > 1:
-            lead[j, :A, :S], lead[j, action_dim, :S], r2[j, :S] = seen.fit(A)
+            lead[j, :A, :S], lead[j, action_dim, :S], r2[j, :S] = seen.fit(unit, RIDGE * overlaps[j])
     return lead, r2

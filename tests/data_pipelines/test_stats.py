@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_lead_finds_where_actions_go(windows, no_images, changes):
     assert lead.shape == (T - 1, 7, 5) and lead.dtype == np.float32 and r2.shape == (T - 1, 5)
     scale = statistics.normalizers("sawyer_metaworld")[0].scale
     expected = np.diag(0.01 / scale[:3])  # the synthetic hand moves by 0.01 of each action
-    assert np.allclose(lead[:, :3, :3], expected, atol=1e-3) and (r2[:, :3] > 0.999).all()
+    assert np.allclose(lead[:, :3, :3], expected, atol=1e-3) and (r2[:, :3] > 0.998).all()
     assert (r2[:, 3] < 0.5).all()  # the gripper opening is noise
     assert not lead[:, 4:6].any() and not lead[..., 4:].any() and not r2[:, 4:].any()
 
@@ -94,3 +95,17 @@ def test_a_lead_of_few_windows_stays_small(episode, write_store, config):
     short = Windows(write_store([episode("b", 9)], "short"), config())
     with pytest.raises(ValueError, match=r"no two windows of 'sawyer_metaworld' reach the frame at 0\.1 s"):
         fit_lead([short], fit_statistics([short]), 4, 4)
+
+
+def test_a_dimension_that_hardly_moves_leads_nowhere_far(episode, write_store, config):
+    """Least squares would give noise of 1e-6 a weight of 1e6, and throw other data about."""
+    rng = np.random.default_rng(8)
+    episodes = []
+    for i in range(4):
+        one = episode(f"e{i}", 120)
+        action = one.action.copy()
+        action[:, 1] = 1e-6 * rng.normal(size=120)
+        episodes.append(dataclasses.replace(one, action=action))
+    source = Windows(write_store(episodes), config())
+    lead, r2 = fit_lead([source], fit_statistics([source]), 4, 4)
+    assert np.abs(lead[:, 1]).max() < 1e-3 and (r2[:, [0, 2]] > 0.99).all()
