@@ -28,6 +28,8 @@ class Episode:
     meta: dict[str, Any]
     """JSON-able: episode (unique str), task, instruction, embodiment ("none" if action-free), kind, layout,
     control_hz, success_step (-1: never), and anything else worth keeping"""
+    may_start: np.ndarray | None = None
+    """bool [Nf]: may a window begin at this frame? It may then run on past frames where none begins. None: anywhere"""
 
     @property
     def steps(self) -> int:
@@ -77,6 +79,9 @@ def check_episode(episode: Episode) -> None:
     for camera, frames in episode.frames.items():
         good = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[-1] == 3 and len(frames) == len(step)
         require(good, f"camera {camera!r} must be uint8 [{len(step)}, h, w, 3], got {frames.dtype}{list(frames.shape)}")
+    if episode.may_start is not None:
+        good = episode.may_start.dtype == np.bool_ and episode.may_start.shape == (len(step),)
+        require(good, f"may_start must be bool [{len(step)}], got {list(episode.may_start.shape)}")
     require((episode.state is None) == (episode.action is None), "state and action must both be there or both be None")
     for what, array, length in (("state", episode.state, N + 1), ("action", episode.action, N)):
         if array is not None:
@@ -107,6 +112,7 @@ def split(episode: Episode, clip_steps: int, overlap_steps: int) -> list[Clip]:
                 action=None if episode.action is None else np.asarray(episode.action[start:stop], np.float32),
                 imitate=episode.imitate[start:stop],
                 meta=episode.meta,
+                may_start=None if episode.may_start is None else episode.may_start[first:end],
                 start=start,
                 episode_steps=N,
                 anchors=(0, (end if is_last else following) - first),

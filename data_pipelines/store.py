@@ -1,7 +1,8 @@
 """The store: episodes on disk as ArrayRecord shards of self-contained clips.
 
     <store>/manifest.json            written last; a directory without it is not a store
-    <store>/<shard>.array_record     one record = one clip: PNG images, low-dimensional arrays, meta
+    <store>/<shard>.array_record     one record = one clip: frames as PNG images or h264 (see `video_codec`),
+                                     low-dimensional arrays, meta
     <store>/<shard>.index            the same clips without images (msgpack); its presence marks a finished shard
 
 An episode longer than `clip_steps` is cut into clips that overlap by `overlap_steps`. Every stored frame is owned by
@@ -20,15 +21,24 @@ import os
 import pathlib
 import threading
 from collections.abc import Sequence
-from typing import Self
 
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 
 from data_pipelines.embodiments import check_embodiment
-from data_pipelines.episode import Clip, Episode, check_episode, split
-from data_pipelines.records import decode_png, encode_png, low_dim_record, unpack_array
+from data_pipelines.episode import Clip, Episode, check_episode
+from data_pipelines.records import PNG, ClipImages, unpack_array
+from data_pipelines.shards import (
+    FORMAT_VERSION,
+    INDEX,
+    SHARD,
+    ShardWriter,
+    encode_episode,
+    file_sha256,
+    finished_shards,
+    write_atomically,
+)
 from wam.embodiment import EmbodimentSpec
 
 __all__ = [
@@ -38,97 +48,12 @@ __all__ = [
     "Episode",
     "ShardWriter",
     "check_episode",
+    "encode_episode",
     "finish_store",
     "finished_shards",
 ]
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-_SHARD, _INDEX = ".array_record", ".index"
-
-
-def _fsync_rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _write_atomically(path: pathlib.Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    _fsync_rename(temporary, path)
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class ShardWriter:
-    """Writes one shard; use as a context manager. Killed or failed writers leave nothing that readers see.
-
-    Args:
-        store_dir: created if missing.
-        shard_name: unique in the store, without a suffix; see `finished_shards` for those to skip after a restart.
-        clip_steps: control steps of a clip; the unit of one random read.
-        overlap_steps: control steps a window may reach beyond its anchor; below `clip_steps`.
-    """
-
-    def __init__(self, store_dir, shard_name: str, *, clip_steps: int = 128, overlap_steps: int = 48):
-        if not 0 <= overlap_steps < clip_steps:
-            raise ValueError(f"overlap_steps must be in [0, clip_steps), got {overlap_steps} of {clip_steps}")
-        if not shard_name or shard_name.startswith(".") or "/" in shard_name:
-            raise ValueError(f"{shard_name!r} cannot name a shard: use a plain file name without a leading dot")
-        self._dir = pathlib.Path(store_dir)
-        self._dir.mkdir(parents=True, exist_ok=True)
-        if shard_name in finished_shards(self._dir):
-            raise ValueError(f"shard {shard_name!r} of {self._dir} is finished: skip it, or delete its two files")
-        self._name, self._clip_steps, self._overlap_steps = shard_name, clip_steps, overlap_steps
-        self._temporary = self._dir / f".{shard_name}{_SHARD}.tmp"
-        self._clips: list[dict] = []
-        self._writer: ArrayRecordWriter | None = None
-
-    def __enter__(self) -> Self:
-        # PNG does not compress further, so the records are stored as they are.
-        self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1,uncompressed")
-        return self
-
-    def add(self, episode: Episode) -> None:
-        """Appends an episode; ValueError if it is malformed."""
-        if self._writer is None:
-            raise ValueError("open the ShardWriter with a `with` statement before adding episodes")
-        for clip in split(episode, self._clip_steps, self._overlap_steps):
-            low_dim = low_dim_record(clip)
-            images = {
-                f"frames/{camera}": [encode_png(image) for image in frames] for camera, frames in clip.frames.items()
-            }
-            self._writer.write(msgpack.packb(low_dim | images))
-            self._clips.append(low_dim)
-
-    def __exit__(self, kind, error, traceback) -> None:
-        assert self._writer is not None  # __enter__ opened it
-        self._writer.close()
-        if kind is not None or not self._clips:
-            self._temporary.unlink()
-            if kind is None:
-                raise ValueError(f"shard {self._name!r} got no episode: nothing was written")
-            return
-        index = {
-            "format_version": FORMAT_VERSION,
-            "bytes": self._temporary.stat().st_size,
-            "sha256": _sha256(self._temporary),
-            "clip_steps": self._clip_steps,
-            "overlap_steps": self._overlap_steps,
-            "clips": self._clips,
-        }
-        _fsync_rename(self._temporary, self._dir / f"{self._name}{_SHARD}")
-        _write_atomically(self._dir / f"{self._name}{_INDEX}", msgpack.packb(index))
-
-
-def finished_shards(store_dir) -> list[str]:
-    """Names of the complete shards of a directory, sorted; a restarted collection skips these."""
-    names = (path.name.removesuffix(_INDEX) for path in pathlib.Path(store_dir).glob(f"*{_INDEX}"))
-    return sorted(name for name in names if (pathlib.Path(store_dir) / f"{name}{_SHARD}").exists())
 
 
 def finish_store(store_dir, meta: dict | None = None, embodiment: EmbodimentSpec | None = None) -> dict:
@@ -146,7 +71,7 @@ def finish_store(store_dir, meta: dict | None = None, embodiment: EmbodimentSpec
     episodes: dict[str, str] = {}
     strides: list[np.ndarray] = []
     for name in finished_shards(directory):
-        index_path = directory / f"{name}{_INDEX}"
+        index_path = directory / f"{name}{INDEX}"
         index = msgpack.unpackb(index_path.read_bytes())
         firsts = [clip for clip in index["clips"] if clip["start"] == 0]
         for clip in index["clips"]:
@@ -160,6 +85,8 @@ def finish_store(store_dir, meta: dict | None = None, embodiment: EmbodimentSpec
                 "action_dim": shape["action"],
                 "clip_steps": index["clip_steps"],
                 "overlap_steps": index["overlap_steps"],
+                "codec": index.get("codec", PNG),
+                "encoder": index.get("encoder"),
             }
             for key, value in facts.items():
                 if common.setdefault(key, value) != value:
@@ -185,7 +112,7 @@ def finish_store(store_dir, meta: dict | None = None, embodiment: EmbodimentSpec
             "bytes": index["bytes"],
             "sha256": index["sha256"],
             "index_bytes": index_path.stat().st_size,
-            "index_sha256": _sha256(index_path),
+            "index_sha256": file_sha256(index_path),
         }
     if not shards:
         raise ValueError(f"{directory} has no finished shard: nothing to make a store of")
@@ -198,7 +125,7 @@ def finish_store(store_dir, meta: dict | None = None, embodiment: EmbodimentSpec
         "format_version": FORMAT_VERSION,
         "hash": digest.hexdigest(),
         **common,
-        "fps": common["control_hz"] / float(np.median(np.concatenate(strides))),
+        "fps": common["control_hz"] / float(np.mean(np.concatenate(strides))),
         "kinds": sorted(kinds),
         "tasks": sorted(tasks),
         **{key: sum(shard[key] for shard in shards.values()) for key in ("records", "episodes", "steps", "frames")},
@@ -207,7 +134,7 @@ def finish_store(store_dir, meta: dict | None = None, embodiment: EmbodimentSpec
     }
     if embodiment is not None:
         manifest["embodiment_spec"] = embodiment.to_json()
-    _write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return manifest
 
 
@@ -224,32 +151,13 @@ class ClipIndex:
     state: list[np.ndarray | None]  # C x f32 [steps+1, S]
     action: list[np.ndarray | None]  # C x f32 [steps, A]
     imitate: list[np.ndarray]  # C x bool [steps]
+    may_start: list[np.ndarray | None]  # C x bool [Nf], None: a window may start anywhere
+    sha256: list[str]  # C, of the records; "" in stores from before it was kept
 
     @property
     def is_last(self) -> np.ndarray:
         """bool [C]: does the clip reach the end of its episode?"""
         return self.start + self.steps == self.episode_steps
-
-
-class _Images:
-    """The images of one clip: encoded, and decoded on first use."""
-
-    def __init__(self, record: dict):
-        self.lock = threading.Lock()
-        h, w = record["image_size"]
-        self.encoded = {camera: record[f"frames/{camera}"] for camera in record["cameras"]}
-        self.decoded = {camera: np.empty((len(data), h, w, 3), np.uint8) for camera, data in self.encoded.items()}
-        self.bytes = sum(array.nbytes for array in self.decoded.values())
-        self.bytes += sum(len(image) for data in self.encoded.values() for image in data)
-
-    def get(self, camera: str, frames: np.ndarray) -> np.ndarray:
-        encoded, decoded = self.encoded[camera], self.decoded[camera]
-        with self.lock:
-            for i in {int(i) for i in frames}:
-                if encoded[i] is not None:
-                    decoded[i] = decode_png(encoded[i])
-                    encoded[i] = None
-        return decoded[frames]
 
 
 class ClipStore:
@@ -280,24 +188,25 @@ class ClipStore:
         if version != FORMAT_VERSION:
             raise ValueError(f"{self.directory} has format version {version}, this code reads {FORMAT_VERSION}")
         for name, shard in shards.items():
-            for suffix, key in ((_SHARD, "bytes"), (_INDEX, "index_bytes")):
+            for suffix, key in ((SHARD, "bytes"), (INDEX, "index_bytes")):
                 path = self.directory / f"{name}{suffix}"
                 size = path.stat().st_size if path.exists() else 0
                 if size != shard[key]:
                     raise ValueError(f"{path} is truncated or altered: {size} bytes, the manifest says {shard[key]}")
         self._shards = list(shards)
         self._ends = np.cumsum([shard["records"] for shard in shards.values()])
+        self._codec = self.manifest.get("codec", PNG)  # absent in stores from before there was a choice
         self._cache_bytes = cache_bytes
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
         self._readers: dict[tuple[int, str], ArrayRecordReader] = {}
-        self._cache: collections.OrderedDict[int, _Images] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[int, ClipImages] = collections.OrderedDict()
         self._cached_bytes = 0
 
     def __getstate__(self) -> dict:
-        return {key: self.__dict__[key] for key in ("directory", "manifest", "_shards", "_ends", "_cache_bytes")}
+        return {key: self.__dict__[key] for key in ("directory", "manifest", "_shards", "_ends", "_codec", "_cache_bytes")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -316,7 +225,7 @@ class ClipStore:
         """Low-dimensional data of all clips; read once, kept in memory (a few tens of bytes a control step)."""
         clips = []
         for name, shard in self.manifest["shards"].items():
-            path = self.directory / f"{name}{_INDEX}"
+            path = self.directory / f"{name}{INDEX}"
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() != shard["index_sha256"]:
                 raise ValueError(f"{path} is altered: its hash is not the manifest's")
@@ -330,6 +239,8 @@ class ClipStore:
             episode_steps=np.array([clip["episode_steps"] for clip in clips]),
             anchors=np.array([clip["anchors"] for clip in clips]),
             meta=[clip["meta"] for clip in clips],
+            may_start=[unpack_array(clip.get("may_start")) for clip in clips],
+            sha256=[clip.get("sha256", "") for clip in clips],
             **arrays,
         )
 
@@ -354,6 +265,7 @@ class ClipStore:
             index.frame_step[i],
             *state_action_imitate,
             meta=index.meta[i],
+            may_start=index.may_start[i],
             start=int(index.start[i]),
             episode_steps=int(index.episode_steps[i]),
             anchors=(int(first), int(last)),
@@ -362,16 +274,16 @@ class ClipStore:
     def verify(self) -> None:
         """Reads every byte and compares the hashes; ValueError names the first file that was altered."""
         for name, shard in self.manifest["shards"].items():
-            for suffix, key in ((_SHARD, "sha256"), (_INDEX, "index_sha256")):
+            for suffix, key in ((SHARD, "sha256"), (INDEX, "index_sha256")):
                 path = self.directory / f"{name}{suffix}"
-                if _sha256(path) != shard[key]:
+                if file_sha256(path) != shard[key]:
                     raise ValueError(f"{path} is altered: its hash is not the manifest's")
 
     def _reader(self, name: str) -> ArrayRecordReader:
         key = (os.getpid(), name)  # a forked child must not share its parent's reader
         with self._lock:
             if key not in self._readers:
-                path, records = self.directory / f"{name}{_SHARD}", self.manifest["shards"][name]["records"]
+                path, records = self.directory / f"{name}{SHARD}", self.manifest["shards"][name]["records"]
                 # These options are ArrayRecord's advice for random access.
                 reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
                 if reader.num_records() != records:
@@ -379,14 +291,16 @@ class ClipStore:
                 self._readers[key] = reader
             return self._readers[key]
 
-    def _images(self, i: int) -> _Images:
+    def _images(self, i: int) -> ClipImages:
         with self._lock:
             if i in self._cache:
                 self._cache.move_to_end(i)
                 return self._cache[i]
             shard = int(np.searchsorted(self._ends, i, side="right"))
             record = int(i - (self._ends[shard - 1] if shard else 0))
-            images = _Images(msgpack.unpackb(self._reader(self._shards[shard]).read([record])[0]))
+            images = ClipImages(
+                msgpack.unpackb(self._reader(self._shards[shard]).read([record])[0]), self._codec
+            )
             self._cache[i] = images
             self._cached_bytes += images.bytes
             while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:

@@ -125,6 +125,7 @@ class Windows:
                 config.observation_seconds[:, None] + np.arange(config.action_horizon) / config.action_hz, np.float32
             ),
         }
+        self._chosen: dict[int, np.ndarray] = {}  # clip -> its frames that are anchors, where not simply the first ones
         self._ends = np.cumsum(self._count_anchors())
 
     @property
@@ -143,7 +144,7 @@ class Windows:
         return chosen, camera, mask
 
     def _count_anchors(self) -> np.ndarray:
-        """int64 [C]: the first so many frames of each clip are anchors. Also checks rates and reach of every clip."""
+        """int64 [C]: how many anchors each clip has, its first frames or those of `_chosen`. Checks rates and reach."""
         index, config, name = self.store.index, self.config, self.store.directory
         reach = self._frame_offset[-1]
         if self._has_action:
@@ -169,6 +170,9 @@ class Windows:
                 usable = anchors + self._group <= index.steps[i]
             else:
                 usable = real[:, 1:].any(axis=1)
+            if (may_start := index.may_start[i]) is not None:
+                usable &= may_start[: len(usable)]
+                self._chosen[i] = np.flatnonzero(usable)
             counts[i] = usable.sum()
         return counts
 
@@ -181,6 +185,8 @@ class Windows:
             raise IndexError(f"window {i} of {len(self)}")
         clip = int(np.searchsorted(self._ends, i, side="right"))
         frame = int(i) - (int(self._ends[clip - 1]) if clip else 0)
+        if clip in self._chosen:
+            frame = self._chosen[clip][frame]
         return clip, int(self.store.index.frame_step[clip][frame])
 
     def meta(self, i: int) -> dict:
@@ -240,6 +246,8 @@ class Windows:
         """int64: control steps, within the clip, of those of its windows whose number is a multiple of `stride`."""
         before = int(self._ends[clip - 1]) if clip else 0
         frames = np.arange(-before % stride, int(self._ends[clip]) - before, stride)
+        if clip in self._chosen:
+            frames = self._chosen[clip][frames]
         return self.store.index.frame_step[clip][frames].astype(np.int64)
 
     def frame_state(self, i: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from data_pipelines import store as store_module
+from data_pipelines import episode as episode_module
+from data_pipelines import records
 from data_pipelines.store import ClipStore, ShardWriter, finish_store, finished_shards
 
 
@@ -41,7 +42,7 @@ def test_manifest_counts(episode, write_store):
 def test_clips_cover_every_frame_once(episode, steps, stride):
     original = episode("a", max(steps, stride), stride=stride)
     owned = []
-    for clip in store_module.split(original, 64, 32):
+    for clip in episode_module.split(original, 64, 32):
         first, last = clip.anchors
         assert first == 0 and clip.frame_step[0] == 0
         owned += (clip.frame_step[first:last] + clip.start).tolist()
@@ -120,7 +121,7 @@ def test_foreign_directories_are_refused(tmp_path, episode, write_store):
 )
 def test_bad_episodes_are_refused(episode, change, problem):
     with pytest.raises(ValueError, match=problem):
-        store_module.check_episode(dataclasses.replace(episode("a", 40), **change))
+        episode_module.check_episode(dataclasses.replace(episode("a", 40), **change))
 
 
 def test_failed_and_killed_writers_leave_nothing_visible(tmp_path, episode, request):
@@ -162,8 +163,8 @@ def test_episodes_that_do_not_belong_together_are_refused(tmp_path, episode):
 
 def test_images_are_decoded_once_and_only_when_asked_for(episode, write_store, monkeypatch):
     decoded = []
-    real = store_module.decode_png
-    monkeypatch.setattr(store_module, "decode_png", lambda data: decoded.append(data) or real(data))
+    real = records.decode_png
+    monkeypatch.setattr(records, "decode_png", lambda data: decoded.append(data) or real(data))
     store = write_store([episode("a", 40)])
     _ = store.index, store.low_dim(0)
     assert not decoded
