@@ -206,7 +206,9 @@ class ClipStore:
         self._cached_bytes = 0
 
     def __getstate__(self) -> dict:
-        return {key: self.__dict__[key] for key in ("directory", "manifest", "_shards", "_ends", "_codec", "_cache_bytes")}
+        return {
+            key: self.__dict__[key] for key in ("directory", "manifest", "_shards", "_ends", "_codec", "_cache_bytes")
+        }
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -298,9 +300,7 @@ class ClipStore:
                 return self._cache[i]
             shard = int(np.searchsorted(self._ends, i, side="right"))
             record = int(i - (self._ends[shard - 1] if shard else 0))
-            images = ClipImages(
-                msgpack.unpackb(self._reader(self._shards[shard]).read([record])[0]), self._codec
-            )
+            images = ClipImages(msgpack.unpackb(self._reader(self._shards[shard]).read([record])[0]), self._codec)
             self._cache[i] = images
             self._cached_bytes += images.bytes
             while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
