@@ -28,7 +28,7 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.datasets import get_dataset
 from data_pipelines.episode import Episode
 from data_pipelines.ingest_plan import PLAN, IngestConfig, Job, Planned, difference, jobs_of, make_plan, open_source
-from data_pipelines.resize import FACTS, Resized
+from data_pipelines.resize import Resized
 from data_pipelines.selection import idle_steps, resample, within
 from data_pipelines.shards import INDEX, SHARD, ShardWriter, encode_episode, write_atomically
 from data_pipelines.sources.source import Source
@@ -248,7 +248,6 @@ def _finish(
         "dataset": config.dataset,
         "source": plan["source"]["name"],
         "settings": {key: value for key, value in plan["settings"].items() if key not in ("path", "encoder")},
-        "resize": FACTS | {"fit": config.fit},
         "problems": dict(sorted(problems.items())),  # what the source says, and in how many shards it said so
         "quarantined": len(quarantined),
         "skipped": dict(sorted(why.items())),

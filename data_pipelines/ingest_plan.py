@@ -14,7 +14,7 @@ from typing import Any
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.datasets import get_dataset
-from data_pipelines.resize import FITS
+from data_pipelines.resize import FACTS, FITS
 from data_pipelines.selection import Ranges, find_ranges, read_ranges
 from data_pipelines.sources.source import BadEpisode, Source
 from data_pipelines.video_codec import VideoCodec
@@ -94,7 +94,7 @@ class IngestConfig:
         facts = json.loads(json.dumps(dataclasses.asdict(self)))
         if self.keep:
             facts["keep"] = {"file": self.keep, "sha256": read_ranges(self.keep)[1]}
-        return facts | {"encoder": self.video_codec.facts if self.video_codec else None}
+        return facts | {"encoder": self.video_codec.facts if self.video_codec else None, "resize": FACTS}
 
 
 @dataclasses.dataclass(frozen=True)

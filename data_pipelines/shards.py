@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import msgpack
@@ -100,9 +100,21 @@ class ShardWriter:
         """Appends what `encode_episode` made of an episode with the settings of this shard."""
         if self._writer is None:
             raise ValueError("open the ShardWriter with a `with` statement before adding episodes")
-        for low_dim, record in clips:
-            self._writer.write(record)
-            self._clips.append(low_dim)
+        with self._blamed_on_disk():
+            for low_dim, record in clips:
+                self._writer.write(record)
+                self._clips.append(low_dim)
+
+    @contextlib.contextmanager
+    def _blamed_on_disk(self) -> Iterator[None]:
+        """ArrayRecord has an error of its own for what goes wrong with a file; the records themselves are in order."""
+        try:
+            yield
+        except Exception as error:
+            raise OSError(
+                f"{self._temporary} cannot be written (is the disk full?): {str(error).splitlines()[0]}; "
+                "run the same command again to go on"
+            ) from error
 
     def __exit__(self, kind, error, traceback) -> None:
         assert self._writer is not None  # __enter__ opened it
@@ -113,7 +125,12 @@ class ShardWriter:
             if kind is None:
                 raise ValueError(f"shard {self._name!r} got no episode: nothing was written")
             return
-        self._writer.close()
+        try:
+            with self._blamed_on_disk():
+                self._writer.close()
+        except OSError:
+            self._temporary.unlink()
+            raise
         index = {
             "format_version": FORMAT_VERSION,
             "bytes": self._temporary.stat().st_size,
