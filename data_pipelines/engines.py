@@ -80,7 +80,10 @@ def _beam(function: Function, jobs: Sequence[Any], scratch, options: str) -> Ite
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise EngineError("Apache Beam is not installed: install the extra `beam`, or use --engine=local") from None
+        raise EngineError(
+            "Apache Beam is not installed: install apache-beam in an environment of its own, since its version bounds "
+            "exclude ours, or use --engine=local"
+        ) from None
     # Results leave a pipeline through files on every runner alike.
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".results-") as directory:
         with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:

@@ -19,6 +19,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -50,7 +51,7 @@ def convert_shard(job: Job) -> dict:
     config = job.config
     dataset, source = open_source(config)
     out: dict = {"shard": job.shard, "episodes": [], "quarantined": [], "skipped": []}
-    options = {
+    options: dict[str, Any] = {
         "clip_steps": max(2, round(config.clip_seconds * job.control_hz)),
         "overlap_steps": round(config.overlap_seconds * job.control_hz),
         "codec": config.video_codec,

@@ -152,14 +152,14 @@ def make_plan(config: IngestConfig) -> dict:
     ranges = read_ranges(config.keep)[0] if config.keep else None
     quarantined: list[dict] = []
     skipped: list[dict] = []
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     for number in range(len(source)):
         try:
             about = source.about(number)
         except BadEpisode as error:
             quarantined.append({"number": number, "episode": None, "reason": str(error)})
             continue
-        row = {"number": number, "episode": about.episode, "frames": about.frames}
+        row: dict[str, Any] = {"number": number, "episode": about.episode, "frames": about.frames}
         if config.success_only and about.success is not True:
             skipped.append(row | {"reason": "failed" if about.success is False else "nobody says that it succeeded"})
         elif about.frames < config.min_steps:

@@ -81,9 +81,9 @@ def _validation(values: list[str]) -> float | tuple[str, ...]:
 
 def config_from_flags() -> IngestConfig:
     return IngestConfig(
-        dataset=_DATASET.value,
-        path=_PATH.value,
-        image_size=_size(_SIZE.value),
+        dataset=str(_DATASET.value),
+        path=str(_PATH.value),
+        image_size=_size(_SIZE.value or []),
         options=_options(_OPTIONS.value),
         fit=_FIT.value,
         fps=_FPS.value,
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
     try:
         result = ingest(
             _OUT.value,
-            _NAME.value,
+            str(_NAME.value),
             config_from_flags(),
             engine=_ENGINE.value,
             processes=_PROCESSES.value,

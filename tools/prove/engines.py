@@ -4,7 +4,7 @@
 
 Beam and Ray run on their local runners. Each may have an interpreter of its own, since Beam pins versions that differ
 from ours; the decoder, encoder and image library must be the same, which the manifests say. Nine synthetic videos, one
-of them cut off, make five shards. The result goes to `tools/prove/results/engines.json`.
+of them cut off, make four shards. The result goes to `tools/prove/results/engines.json`.
 """
 
 from __future__ import annotations
