@@ -20,7 +20,7 @@ def windows(episode, write_store, config):
 
 @pytest.fixture
 def no_images(monkeypatch):
-    monkeypatch.setattr("data_pipelines.store.decode_png", lambda _: pytest.fail("an image was decoded"))
+    monkeypatch.setattr("data_pipelines.records.decode_png", lambda _: pytest.fail("an image was decoded"))
 
 
 def test_quantiles_count_what_the_windows_contain(windows, no_images):
