@@ -34,8 +34,9 @@ class VideoCodec:
     """How frames are encoded; 8 bits, 4:2:0, BT.601 in the narrow range.
 
     Args:
-        crf: constant rate factor of x264, 0 (near lossless) to 51. 18 keeps frames within 38 to 40 dB at 64 to 224 px.
-        gop: frames from one keyframe to the next, and so how many are decoded for the last one of them.
+        crf: constant rate factor of x264, 0 (near lossless) to 51. 18: 37 dB at 64 px to 40 at 224, by PSNR.
+        gop: frames from one keyframe to the next, and so how many are decoded for the last one of them. 16: a window of
+            25 frames takes as long as with 8 or 12, in a fifth fewer bytes than with 8.
         preset: of x264: time of encoding against bytes.
     """
 
