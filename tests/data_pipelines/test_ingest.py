@@ -203,3 +203,15 @@ def test_real_samples(tmp_path, shared_samples, name):
         assert images.shape[1:] == (32, 32, 3)
         if name != "bridge" or images.any():  # some of Bridge's cameras are black
             assert images.std() > 20
+
+
+def test_the_digest_finds_episodes_that_two_splits_share(tmp_path, shared_samples):
+    """The sample of Bridge calls its episodes train and val, but they are the same 25, in another order."""
+    digests = []
+    for split, validation in (("train", 0.0), ("val", 1.0)):
+        path = str(shared_samples / "bridge_octo_debug/1.0.0")
+        config = IngestConfig("bridge", path, (16, 16), {"split": split}, validation=validation)
+        (manifest,) = ingest(tmp_path, "bridge", config, progress=False)["stores"].values()
+        store = ClipStore(tmp_path / manifest["meta"]["split"] / "bridge")
+        digests.append([meta["digest"] for meta in store.index.meta])
+    assert digests[0] != digests[1] and sorted(digests[0]) == sorted(digests[1])
