@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 SHARD, INDEX = ".array_record", ".index"
 
 
-def _fsync_rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
+def fsync_rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -29,7 +29,7 @@ def _fsync_rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
-    _fsync_rename(temporary, path)
+    fsync_rename(temporary, path)
 
 
 def file_sha256(path: pathlib.Path) -> str:
@@ -140,7 +140,7 @@ class ShardWriter:
             **({"codec": H264, "encoder": self._codec.facts} if self._codec else {}),
             "clips": self._clips,
         }
-        _fsync_rename(self._temporary, self._dir / f"{self._name}{SHARD}")
+        fsync_rename(self._temporary, self._dir / f"{self._name}{SHARD}")
         write_atomically(self._dir / f"{self._name}{INDEX}", msgpack.packb(index))
 
 

@@ -80,8 +80,9 @@ class ToSample:
             state, action = state_normalizer.normalize(state), action_normalizer.normalize(action)
         state_mask, action_mask = window["state_mask"][:, None], window["action_mask"][:, :, None]
         text, text_mask = self._encoded(window["instruction"])
+        seen = {"latents": window["latents"]} if spec.latent else {"video": window["frames"]}
         return {
-            "video": window["frames"],
+            **seen,
             **{
                 key: window[key]
                 for key in ("frame_mask", "view_mask", "camera", "video_time", "action_time", "imitate")

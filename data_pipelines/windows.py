@@ -7,13 +7,14 @@ asks for, actions at its rate, whatever the rates of the store are.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import functools
 import itertools
 
 import numpy as np
 
 from data_pipelines.embodiments import check_embodiment, embodiment_of_store
+from data_pipelines.latents import LatentStore
 from data_pipelines.store import ClipStore
 from wam.embodiment import EmbodimentSpec
 
@@ -95,6 +96,11 @@ class Windows:
         instruction    str
         window         int                     i
 
+    Those of `with_latents` are the windows that have some, numbered anew; nothing is decoded, and in place of `frames`
+    stands
+
+        latents        f32 [V, F, P, C]        those of black frames in masked views
+
     A store faster than `action_hz` is grouped, in raw numbers: deltas add up, other kinds take the group's last value.
     Only then are states and actions encoded as the embodiment says, with the state at the chunk's start.
 
@@ -104,6 +110,7 @@ class Windows:
 
     def __init__(self, store: ClipStore, config: WindowConfig, embodiment: EmbodimentSpec | None = None):
         self.store, self.config = store, config
+        self.latents: LatentStore | None = None
         manifest, name = store.manifest, store.directory
         self.embodiment = embodiment or embodiment_of_store(manifest)
         check_embodiment(name, manifest, self.embodiment)
@@ -127,6 +134,20 @@ class Windows:
         }
         self._chosen: dict[int, np.ndarray] = {}  # clip -> its frames that are anchors, where not simply the first ones
         self._ends = np.cumsum(self._count_anchors())
+        self._numbers = self._records = np.zeros(0, np.int64)  # see `with_latents`
+
+    def with_latents(self, latents: LatentStore) -> Windows:
+        """These windows read as latents; those without are left out. ValueError if `latents` are of other windows."""
+        plan = latents.manifest["plan"]
+        if plan["store"] != self.store.hash or plan["window"] != self.pixel_facts:
+            raise ValueError(f"the latents in {latents.directory} were made of other windows than those asked for")
+        own = self.starts(np.arange(len(self)))
+        # (clip, frame) as one number, increasing on both sides.
+        here, there = (pairs[:, 0].astype(np.int64) << 32 | pairs[:, 1] for pairs in (own, latents.anchors))
+        windows = copy.copy(self)
+        windows.latents = latents
+        _, windows._numbers, windows._records = np.intersect1d(here, there, assume_unique=True, return_indices=True)
+        return windows
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -177,17 +198,23 @@ class Windows:
         return counts
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if self.latents is None else len(self._numbers)
+
+    def starts(self, windows: np.ndarray) -> np.ndarray:
+        """int64 [n, 2]: (clip, stored frame of the clip) at which each of the given windows [n] starts."""
+        windows = windows if self.latents is None else self._numbers[windows]
+        clip = np.searchsorted(self._ends, windows, side="right")
+        frame = windows - np.append(0, self._ends)[clip]
+        for i in set(clip.tolist()) & self._chosen.keys():
+            frame[clip == i] = self._chosen[i][frame[clip == i]]
+        return np.stack([clip, frame], -1)
 
     def locate(self, i: int) -> tuple[int, int]:
         """(clip, control step within the clip) of window i."""
         if not 0 <= i < len(self):
             raise IndexError(f"window {i} of {len(self)}")
-        clip = int(np.searchsorted(self._ends, i, side="right"))
-        frame = int(i) - (int(self._ends[clip - 1]) if clip else 0)
-        if clip in self._chosen:
-            frame = self._chosen[clip][frame]
-        return clip, int(self.store.index.frame_step[clip][frame])
+        clip, frame = self.starts(np.array([i]))[0]
+        return int(clip), int(self.store.index.frame_step[clip][frame])
 
     def meta(self, i: int) -> dict:
         """The episode's meta plus `start_step`, the anchor's control step in the episode; decodes nothing."""
@@ -263,15 +290,35 @@ class Windows:
         step = anchors[:, None] + np.floor(self._frame_offset + _EPS).astype(np.int64)
         return self.embodiment.encode_state(state[np.minimum(step, len(state) - 1)]), step < len(state)
 
+    @property
+    def pixel_facts(self) -> dict:
+        """JSON-able: what decides the pixels of a window's real views, given the store and the window's anchor."""
+        return {
+            "frame_seconds": list(self.config.frame_seconds),
+            "cameras": list(self._cameras),
+            "image_size": list(self.store.manifest["image_size"]),
+        }
+
+    def pixels(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """(uint8 [V', T, h, w, 3], camera int32 [V']) of the V' real views of window i."""
+        clip, anchor = self.locate(i)
+        frames, _, _ = self._frames_at(clip, anchor + self._frame_offset)
+        return self.store.frames(clip, self._cameras, frames), self._camera[self._view_mask]
+
+    def _video(self, i: int) -> dict[str, np.ndarray]:
+        if self.latents is None:
+            name, real, masked = "frames", self.pixels(i)[0], np.zeros((), np.uint8)
+        else:
+            name, real, masked = "latents", self.latents[int(self._records[i])], self.latents.black
+        views = np.empty((len(self.config.views), *real.shape[1:]), real.dtype)
+        views[self._view_mask], views[~self._view_mask] = real, masked
+        return {name: views}
+
     def __getitem__(self, i: int) -> dict:
         clip, anchor = self.locate(i)
-        frames, _, frame_mask = self._frames_at(clip, anchor + self._frame_offset)
-        h, w = self.store.manifest["image_size"]
-        images = np.zeros((len(self.config.views), len(frames), h, w, 3), np.uint8)
-        images[self._view_mask] = self.store.frames(clip, self._cameras, frames)
         return {
-            "frames": images,
-            "frame_mask": frame_mask,
+            **self._video(i),
+            "frame_mask": self._frames_at(clip, anchor + self._frame_offset)[2],
             "view_mask": self._view_mask,
             "camera": self._camera,
             **self._times,
@@ -280,12 +327,13 @@ class Windows:
             "window": int(i),
         }
 
-    @functools.cached_property
+    @property
     def facts(self) -> dict:
         """JSON-able: all that decides the content of the windows."""
         return {
             "store": self.store.hash,
             "config": dataclasses.asdict(self.config),
             "windows": len(self),
+            "latents": None if self.latents is None else self.latents.hash,
             "embodiment": self.embodiment.to_json(),
         }

@@ -78,8 +78,12 @@ def fit(
     *,
     normalization: str = "quantile",
     overrides: Mapping[str, str] | None = None,
+    tokenizer: VideoTokenizer | None = None,
 ) -> Fitted:
-    """Fits statistics, tokenizer and leads on the training windows; kinds of normalisation as in `fit_statistics`."""
+    """Fits statistics, leads and, where none is given, the tokenizer on the training windows.
+
+    Kinds of normalisation as in `fit_statistics`.
+    """
     statistics = fit_statistics(list(windows.values()), normalization=normalization, overrides=overrides)
     names = sorted(statistics.action)
     specs = statistics.specs.values()
@@ -90,7 +94,8 @@ def fit(
         own = [w for w in windows.values() if w.embodiment.name == name]
         lead[name], r2 = fit_lead(own, statistics, action_dim, state_dim)
         lead_r2[name] = np.asarray(r2).mean(0).tolist()
-    tokenizer = wan_tokenizer(config, _image_size(windows)) if config.path else _fit_pca(config, windows, cameras)
+    if tokenizer is None:
+        tokenizer = wan_tokenizer(config, _image_size(windows)) if config.path else _fit_pca(config, windows, cameras)
     hashes = {name: source.store.hash for name, source in windows.items()}
     return Fitted(statistics, tokenizer, lead, lead_r2, cameras, ("none", *names), hashes)
 

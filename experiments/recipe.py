@@ -18,6 +18,7 @@ from data_pipelines.store import ClipStore
 from data_pipelines.transforms import ToSample
 from data_pipelines.windows import WindowConfig, Windows
 from experiments.fitted import Fitted, fit
+from experiments.given_tokenizer import GivenTokenizer, given_tokenizer
 from wam.batch import BatchSpec
 from wam.config import (
     DERIVED,
@@ -245,13 +246,19 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
         )
     held_out = open_stores(root, "validation", recipe.sources)
     cameras = recipe.cameras({c for store in stores.values() for c in store.manifest["cameras"]})
+    begun = Fitted.load(workdir) if (workdir / "fitted.json").exists() else None
+    given = None
+    if path := recipe.config.data.get("latents", ""):
+        height, width = next(iter(stores.values())).manifest["image_size"]
+        given = GivenTokenizer.of(begun) if begun else given_tokenizer(path, recipe.tokenizer, (height, width))
+        cameras = given.table(cameras)
     train = {name: _windows(recipe, name, store, cameras) for name, store in stores.items()}
     # A source without a validation split keeps its place in the table but is never read for validation.
     validation = {name: _windows(recipe, name, store, cameras) for name, store in held_out.items()}
     robots = check_robots({f"{split}/{name}": windows for split, of in (("train", train), ("validation", validation))
                             for name, windows in of.items()})  # fmt: skip
-    if (workdir / "fitted.json").exists():
-        fitted = Fitted.load(workdir)
+    if begun:
+        fitted = begun
         for name, windows in train.items():
             if fitted.hashes.get(name) != windows.store.hash:
                 raise ValueError(
@@ -262,7 +269,8 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
     else:
         data = recipe.config.data
         fitted = fit(recipe.tokenizer, train, cameras, normalization=data.get("normalization", "quantile"),
-                     overrides=dict(data.get("normalization_overrides", {})))  # fmt: skip
+                     overrides=dict(data.get("normalization_overrides", {})),
+                     tokenizer=given.tokenizer if given else None)  # fmt: skip
         fitted.save(workdir)
     _check_fitted(recipe, fitted)
     action_dim, state_dim = room(fitted.statistics.specs.values())
@@ -274,6 +282,9 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
             "model.guide_channels and image_dim want `guide` and `image` in every batch, which stores do not hold: "
             "take a text-to-video trunk"
         )
+    if given:
+        spec = dataclasses.replace(spec, latent=(model.latent_frames, model.patches, model.latent_channels))
+        train, validation = ({name: given.encoded(w) for name, w in of.items()} for of in (train, validation))
     normalizers = {name: fitted.statistics.normalizers(name) for name in fitted.embodiments if name != "none"}
     encode, text = text_encoder(recipe.text)
     everywhere = {name: validation.get(name, windows) for name, windows in train.items()}

@@ -94,8 +94,9 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
         data.fitted.statistics.check_fitted_on(list(data.train.values()))
 
         # Model and data, on the devices.
+        tokenizer = None if data.spec.latent else data.fitted.tokenizer
         trainer = Trainer(
-            data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, sharding.make_mesh(recipe.mesh),
+            data.model, recipe.objective, recipe.optimizer, tokenizer, sharding.make_mesh(recipe.mesh),
             batch_size=recipe.train.batch_size, sources=len(recipe.sources), accumulate=recipe.train.accumulate,
             prepare=lambda model: set_constants(model, data.fitted), finetune=recipe.finetune,
             augment=augmentation(recipe, data),

@@ -77,6 +77,7 @@ def _demo() -> ConfigDict:
             },
             "data": {
                 "root": "",  # where the stores are; empty: <workdir>/data
+                "latents": "",  # of which tokenizer, see experiments/latents.py; empty: the tokenizer reads pixels
                 "frame_seconds": (0.0, 0.1, 0.2),
                 "views": ("corner2", "topview"),
                 "wrist": ("gripperPOV",),  # cameras that move with a hand: `augment` leaves them alone

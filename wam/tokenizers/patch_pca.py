@@ -44,6 +44,10 @@ class PatchPCA:
     def image_size(self) -> tuple[int, int]:
         return self.grid[0] * self.config.patch, self.grid[1] * self.config.patch
 
+    @property
+    def tells_cameras_apart(self) -> bool:
+        return True  # by their means
+
     def latent_frames(self, frames: int) -> int:
         """F for T frames; ValueError unless T = 1 + r (F - 1)."""
         return latent_frames(frames, self.config.frames_per_latent)

@@ -9,6 +9,8 @@ up to its own only.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -33,6 +35,10 @@ class VideoTokenizer(Protocol):
     @property
     def gain(self) -> np.ndarray:
         """[2, C]: multiplies the latents of the first frame and of later ones on their way into the context."""
+
+    @property
+    def tells_cameras_apart(self) -> bool:
+        """Do the latents depend on `camera`?"""
 
     def latent_frames(self, frames: int) -> int:
         """F for T frames; ValueError unless T = 1 + r (F - 1)."""
@@ -60,3 +66,14 @@ def from_state(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Vi
     if kind not in KINDS:
         raise ValueError(f"unknown video tokenizer {kind!r}; known: {', '.join(KINDS)}")
     return KINDS[kind].from_state(dict(about), dict(arrays))
+
+
+def digest(tokenizer: VideoTokenizer) -> str:
+    """sha256 of a tokenizer's description and of all its arrays: equal digests, equal latents."""
+    about, arrays = tokenizer.to_state()
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        found.update(array.data)
+    return found.hexdigest()

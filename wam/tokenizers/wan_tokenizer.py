@@ -94,6 +94,10 @@ class WanTokenizer:
         """Ones: normalised latents have about unit variance already."""
         return np.ones((2, self.config.patch**2 * self.config.channels), np.float32)
 
+    @property
+    def tells_cameras_apart(self) -> bool:
+        return False
+
     def latent_frames(self, frames: int) -> int:
         """F for T frames; ValueError unless T = 1 + r (F - 1)."""
         return latent_frames(frames, self.config.frames_per_latent)
