@@ -9,8 +9,8 @@ windows: how those are cut (`data.frame_seconds`, `data.views`) comes from the r
 lie inside the store, one directory a tokenizer and cut, so that several do not disturb each other. All stores of a run,
 those of validation too, need them. Interrupted, it continues with the shard where it stopped.
 
-Every device of this machine encodes, batch by batch. With `--engine=ray` shards are dealt out to actors that each load
-the tokenizer once, on as many machines as the Ray cluster has; the stores must lie where all of them see them.
+Every device of this machine encodes, batch by batch. With `--engine=ray --workers=N --engine_options='{"num_gpus": 1}'`
+shards are dealt out to N actors that each load the tokenizer once; the stores must lie where all of them see them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -28,7 +28,7 @@ from jax import Array
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from data_pipelines import latents
+from data_pipelines import engines, latents
 from data_pipelines.latent_writer import Encode, Job, make_jobs, open_windows, write_shard
 from data_pipelines.latents import DTYPES, Plan
 from data_pipelines.store import ClipStore
@@ -47,7 +47,8 @@ _DTYPE = flags.DEFINE_enum("dtype", "float16", list(DTYPES), "On disk.")
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Windows a device encodes at once.", lower_bound=1)
 _SHARD = flags.DEFINE_integer("shard_windows", 1024, "Windows of a shard.", lower_bound=1)
 _ENGINE = flags.DEFINE_enum("engine", "local", ["local", "ray"], "What runs the shards.")
-_ACTORS = flags.DEFINE_integer("actors", 0, "Of Ray; 0: one an accelerator of the cluster.", lower_bound=0)
+_WORKERS = flags.DEFINE_integer("workers", 1, "Actors, or processes; a single one uses all devices.", lower_bound=1)
+_OPTIONS = flags.DEFINE_string("engine_options", "", 'Of Ray, as JSON: {"address": "auto", "num_gpus": 1}.')
 
 
 def make_encode(tokenizer: VideoTokenizer, devices: Sequence[jax.Device] | None = None) -> Encode:
@@ -65,9 +66,18 @@ def make_encode(tokenizer: VideoTokenizer, devices: Sequence[jax.Device] | None 
     return encode
 
 
-def load_encode(path: str, config: TokenizerConfig, image_size: tuple[int, int]) -> Encode:
-    """`make_encode` of the tokenizer at `path`: what a worker of another process calls."""
-    return make_encode(given_tokenizer(path, config, image_size).tokenizer)
+@functools.cache
+def _worker(path: str, config: TokenizerConfig, image_size: tuple[int, int]) -> tuple[Encode, dict[str, Windows]]:
+    """What a process loads once: the encoder of the tokenizer at `path`, and the windows of the stores it has met."""
+    return make_encode(given_tokenizer(path, config, image_size).tokenizer), {}
+
+
+def run_job(path: str, config: TokenizerConfig, image_size: tuple[int, int], job: Job) -> int:
+    """Writes one shard, wherever an engine runs it; returns its windows."""
+    encode, windows = _worker(path, config, image_size)
+    if job.store not in windows:
+        windows[job.store] = open_windows(job)
+    return write_shard(job, windows[job.store], encode)
 
 
 def write_latents(
@@ -80,7 +90,8 @@ def write_latents(
     batch_size: int = 16,
     shard_windows: int = 1024,
     engine: str = "local",
-    actors: int = 0,
+    workers: int = 1,
+    options: str = "",
     progress: bool = True,
 ) -> dict[str, dict]:
     """Writes the latents of whole stores and returns {store: manifest}; what is there already is not written again.
@@ -93,13 +104,14 @@ def write_latents(
       dtype: on disk, one of `latents.DTYPES`.
       batch_size: windows encoded at once; it decides bits, like the kind of device.
       shard_windows: of one file; the unit of work that a restart repeats.
-      engine: `local` or `ray`.
-      actors: of Ray; 0: one an accelerator of the cluster.
+      engine: see `engines.run`.
+      workers: its processes; a single local one is this process, with all its devices.
+      options: of the engine.
       progress: show a bar.
 
     Raises:
       FileNotFoundError, ValueError: a store or the tokenizer is missing or does not fit, in one sentence.
-      ImportError: Ray is asked for and not installed.
+      EngineError: the engine is not installed, or broke.
     """
     opened = [ClipStore(store) for store in stores]
     sizes = {tuple(store.manifest["image_size"]) for store in opened}
@@ -119,13 +131,8 @@ def write_latents(
         plan = Plan(store.hash, given.facts, windows.pixel_facts, shape, dtype, every, batch_size, shard_windows)
         jobs += make_jobs(windows, plan)
     todo = [job for job in jobs if not job.finished]
-    if engine == "ray":
-        from experiments.latents_ray import run_jobs
-
-        load = functools.partial(load_encode, path, recipe.tokenizer, (height, width))
-        done: Iterable[int] = run_jobs(todo, load, actors=actors)
-    else:
-        done = _run_here(todo, lambda: make_encode(given.tokenizer))
+    function = functools.partial(run_job, str(path), recipe.tokenizer, (height, width))
+    done = engines.run(function, todo, engine, processes=workers, options=options)
     total, left = (sum(len(job.windows) for job in part) for part in (jobs, todo))
     with tqdm(total=total, initial=total - left, unit="window", desc="latents", disable=not progress) as bar:
         for count in done:
@@ -139,17 +146,6 @@ def write_latents(
     }
 
 
-def _run_here(jobs: Sequence[Job], load: Callable[[], Encode]) -> Iterator[int]:
-    """One shard after the other in this process; yields the windows of each."""
-    encode = load() if jobs else None
-    windows: dict[str, Windows] = {}
-    for job in jobs:
-        assert encode is not None  # there are jobs
-        if job.store not in windows:
-            windows[job.store] = open_windows(job)
-        yield write_shard(job, windows[job.store], encode)
-
-
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"latents: unknown argument {argv[1]!r}; see --help")
@@ -158,9 +154,10 @@ def main(argv: list[str]) -> None:
     try:
         manifests = write_latents(
             _STORES.value, _TOKENIZER.value, Recipe.of(_CONFIG.value), every=_EVERY.value, dtype=_DTYPE.value,
-            batch_size=_BATCH.value, shard_windows=_SHARD.value, engine=_ENGINE.value, actors=_ACTORS.value,
+            batch_size=_BATCH.value, shard_windows=_SHARD.value, engine=_ENGINE.value, workers=_WORKERS.value,
+            options=_OPTIONS.value,
         )  # fmt: skip
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, engines.EngineError) as error:
         sys.exit(f"latents: {error}")
     for store, manifest in manifests.items():
         size = sum(shard["bytes"] for shard in manifest["shards"].values())
