@@ -9,9 +9,9 @@ import pytest
 
 from data_pipelines.mixture import Mixture
 from experiments.configs.debug import get_config
+from experiments.encoding import write_latents
 from experiments.fitted import set_constants
 from experiments.given_tokenizer import given_tokenizer
-from experiments.latents import write_latents
 from experiments.recipe import Recipe, load_data
 from tests.experiments.commands import run
 from wam.config import MeshConfig
