@@ -253,7 +253,9 @@ def _finish(
         "quarantined": len(quarantined),
         "skipped": dict(sorted(why.items())),
     }
-    robot = get_dataset(config.dataset).robot
-    written = sorted({row["split"] for row in episodes})
-    manifests = {split: finish_store(stores[split], meta | {"split": split}, embodiment=robot) for split in written}
+    dataset = get_dataset(config.dataset)
+    manifests = {
+        split: finish_store(stores[split], meta | {"split": split}, embodiment=dataset.robot, wrist=dataset.wrist)
+        for split in sorted({row["split"] for row in episodes})
+    }
     return {"stores": manifests, "quarantined": quarantined, "skipped": dict(why), "problems": dict(problems)}

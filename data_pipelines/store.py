@@ -56,13 +56,16 @@ __all__ = [
 MANIFEST = "manifest.json"
 
 
-def finish_store(store_dir, meta: dict | None = None, embodiment: EmbodimentSpec | None = None) -> dict:
+def finish_store(
+    store_dir, meta: dict | None = None, embodiment: EmbodimentSpec | None = None, wrist: Sequence[str] = ()
+) -> dict:
     """Writes manifest.json from the finished shards, atomically, and returns it; running it again is harmless.
 
     Args:
         store_dir: directory of finished shards.
         meta: JSON-able facts about the data set as a whole (how it was collected, licence, ...).
         embodiment: the robot, which then travels with the store; None: it is declared by name in `embodiments`.
+        wrist: cameras that move with a hand, which augmentation leaves alone; those that no episode has do not count.
 
     Raises:
         ValueError: no finished shard, an episode stored twice, or shards that do not belong together.
@@ -134,6 +137,8 @@ def finish_store(store_dir, meta: dict | None = None, embodiment: EmbodimentSpec
     }
     if embodiment is not None:
         manifest["embodiment_spec"] = embodiment.to_json()
+    if moving := [camera for camera in common["cameras"] if camera in wrist]:
+        manifest["wrist"] = moving
     write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return manifest
 

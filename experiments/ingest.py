@@ -4,14 +4,19 @@
 
 makes data/train/gr1 and data/validation/gr1. The same command goes on where it was stopped; another one is refused
 there. Episodes that cannot be read are listed in quarantine.jsonl with the reason, the others are not touched by them.
+
+With --latents=TOKENIZER (a run, or an imported autoencoder) and the --config of the recipe that will train, the latents
+of all windows are written beside the frames, as by python -m experiments.latents, which has more settings.
 """
 
 from __future__ import annotations
 
 import json
+import pathlib
 import sys
 
 from absl import flags
+from ml_collections import config_flags
 
 from data_pipelines.engines import ENGINES, EngineError
 from data_pipelines.ingest import QUARANTINE, IngestError, ingest
@@ -47,6 +52,8 @@ _ENGINE_OPTIONS = flags.DEFINE_string(
     "engine_options", "", 'Of beam: flags such as --runner=DirectRunner; of ray: JSON such as {"address": "auto"}.'
 )
 _MAX_BAD = flags.DEFINE_float("max_bad", 0.1, "Fail if a larger share of the episodes is quarantined.")
+_LATENTS = flags.DEFINE_string("latents", None, "Tokenizer of which latents are written as well.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe whose windows the latents are of.", lock_config=True)
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show a bar.")
 
 
@@ -119,12 +126,25 @@ def summary(result: dict) -> str:
     return "\n".join([*lines, f"{result['made']} shards made, {result['found']} found"])
 
 
+def _write_latents(tokenizer: str, splits: list[str]) -> None:
+    from experiments.encoding import write_latents
+    from experiments.recipe import Recipe
+
+    stores = [pathlib.Path(str(_OUT.value), split, str(_NAME.value)) for split in splits]
+    write_latents(stores, tokenizer, Recipe.of(_CONFIG.value), engine=_ENGINE.value, options=_ENGINE_OPTIONS.value,
+                  workers=_PROCESSES.value if _ENGINE.value == "ray" else 1, progress=_PROGRESS.value)  # fmt: skip
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"ingest: unknown argument {argv[1]!r}: everything is set with flags, see --help")
     try:
+        if (_LATENTS.value is None) != (_CONFIG.value is None):
+            raise ValueError("--latents and --config belong together: windows are cut as that recipe says")
+        if _LATENTS.value and _ENGINE.value == "beam":
+            raise ValueError("--latents runs on --engine=local or ray: Beam has no workers with accelerators")
         result = ingest(
-            _OUT.value,
+            str(_OUT.value),
             str(_NAME.value),
             config_from_flags(),
             engine=_ENGINE.value,
@@ -133,6 +153,8 @@ def main(argv: list[str]) -> None:
             max_bad=_MAX_BAD.value,
             progress=_PROGRESS.value,
         )
+        if _LATENTS.value:
+            _write_latents(_LATENTS.value, list(result["stores"]))
     except (ValueError, OSError, IngestError, EngineError) as error:
         sys.exit(f"ingest: {error}")
     print(summary(result))

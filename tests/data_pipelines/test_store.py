@@ -91,6 +91,13 @@ def test_wrong_record_count_is_refused(episode, write_store):
         _ = ClipStore(store.directory)[0]
 
 
+def test_wrist_cameras_are_those_that_are_there(episode, write_store):
+    store = write_store([episode("a", 40)])
+    assert "wrist" not in store.manifest
+    camera = store.manifest["cameras"][0]
+    assert finish_store(store.directory, wrist=("elsewhere", camera))["wrist"] == [camera]
+
+
 def test_foreign_directories_are_refused(tmp_path, episode, write_store):
     with pytest.raises(FileNotFoundError, match="no store at"):
         ClipStore(tmp_path / "nowhere")

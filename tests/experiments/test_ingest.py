@@ -40,6 +40,7 @@ def test_the_command(tmp_path, command):
     [
         (["--image_size=x"], "--image_size takes HEIGHT,WIDTH or one number, got 'x'"),
         (["--image_size=16", "--options=camera"], "--options takes key=value pairs, got 'camera'"),
+        (["--image_size=16", "--latents=run"], "--latents and --config belong together"),
         (["--image_size=16", "--dataset=moon"], "unknown dataset 'moon'"),
     ],
 )

@@ -13,6 +13,7 @@ from experiments.encoding import write_latents
 from experiments.fitted import set_constants
 from experiments.given_tokenizer import given_tokenizer
 from experiments.recipe import Recipe, load_data
+from tests.data_pipelines.sources.video_writer import write_video
 from tests.experiments.commands import run
 from wam.config import MeshConfig
 from wam.training import sharding
@@ -111,6 +112,15 @@ def test_the_command_trains_from_latents(encoded, tmp_path):
     run("train", "--config=experiments/configs/debug.py", f"--workdir={tmp_path}", "--noprogress",
         f"--config.data.root={root}", f"--config.data.latents={tokenizer}", "--config.train.steps=1")  # fmt: skip
     assert json.loads((tmp_path / "train.json").read_text())["steps"] == 1
+
+
+def test_ingest_writes_latents_beside_the_frames(debug_run, tmp_path):
+    write_video(tmp_path / "videos" / "one.mp4", 30, fps=20)
+    run("ingest", "--dataset=video", f"--path={tmp_path / 'videos'}", f"--out={tmp_path}", "--name=v", "--validation=0",
+        "--options=camera=corner2", "--image_size=32", "--noprogress", f"--latents={debug_run}",
+        "--config=experiments/configs/debug.py")  # fmt: skip
+    (manifest,) = (tmp_path / "train" / "v" / "latents").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["records"] == 29  # every frame that has another behind it
 
 
 @pytest.mark.parametrize(

@@ -143,13 +143,14 @@ class InversePath(nnx.Module):
         graph, weights = nnx.split(self)
         return nnx.merge(graph, jax.tree.map(jax.lax.stop_gradient, weights))
 
-    def estimate(self, future: Array, current: Array, frame_mask: Array, state: Array) -> Array:
+    def estimate(self, future: Array, current: Array, mask: Array, state: Array) -> Array:
         """Normalised actions [B, M, K, A]; never an answer itself.
 
-        From latents [B, M, f, p, C], the observation [B, M, p, C], the frames' mask [B, M, f] and the state [B, M, S].
+        From latents [B, M, f, p, C], the observation [B, M, p, C], the mask of frames and views [B, M, f, p] and the
+        state [B, M, S].
         """
         change = self.future(future) - self.current(current)[:, :, None]
-        change = change * frame_mask[..., None, None]
+        change = change * mask[..., None]
         flat = change.reshape(*change.shape[:2], -1)
         out = self.direct(jax.nn.gelu(self.hidden(jnp.concatenate([flat, state], axis=-1))))
         return out.reshape(*out.shape[:2], -1, self.action_dim)

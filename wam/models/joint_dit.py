@@ -160,7 +160,11 @@ class JointDiT(nnx.Module):
             instruction=dict.fromkeys(self.sigma, jnp.zeros((1, 1, 1, 1)))
             | {name: linear(pooled)[:, None, None] for name, linear in self.text_condition.items()},
             current=rearrange(current, "B v M P C -> B M v P C"),
-            masks={"history": jnp.tile(obs.view_mask, (1, F))[..., None], "state": obs.state_mask.any(-1)[..., None]},
+            masks={
+                "history": jnp.tile(obs.view_mask, (1, F))[..., None],
+                "video": jnp.tile(obs.view_mask[:, np.array(cfg.target_views)], (1, cfg.latent_frames - 1))[..., None],
+                "state": obs.state_mask.any(-1)[..., None],
+            },
             text_mask=text_mask,
         )
         gain = jnp.where((jnp.arange(F) == 0)[:, None], self.context_gain[...][0], self.context_gain[...][1])
@@ -358,7 +362,9 @@ class JointDiT(nnx.Module):
         state = obs.state * obs.state_mask * ~obs.drop_state[:, None, None]
         seen = given.current * ~obs.drop_history[:, None, None, None, None]
         future = rearrange(video, "B M f v P C -> B M f (v P) C")
-        return path.estimate(future, rearrange(seen, "B M v P C -> B M (v P) C"), frame_mask, state)
+        there = jnp.repeat(obs.view_mask[:, np.array(self.config.target_views)], self.config.patches, axis=1)
+        mask = frame_mask[..., None] * there[:, None, None]
+        return path.estimate(future, rearrange(seen, "B M v P C -> B M (v P) C"), mask, state)
 
 
 def create(config: ModelConfig, seed: int = 0) -> JointDiT:

@@ -54,7 +54,7 @@ class Given(NamedTuple):
     observation: Observation
     instruction: dict[str, Array]  # expert -> [B, 1, 1, D], joins the condition of every sigma group
     current: Array  # [B, M, v, P, C]: the last observed frame of each chunk, target views
-    masks: dict[str, Array]  # which keys exist: history [B, F V, 1], state [B, M, 1]
+    masks: dict[str, Array]  # which keys exist: history [B, F V, 1], video [B, M f v, 1], state [B, M, 1]
     text_mask: Array  # [B, Lt]
 
 

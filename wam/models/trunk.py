@@ -98,7 +98,8 @@ def through_layers(
                     start = start if seen.chunks == "same" else 0
                     mask = given.masks[seen.stream][:, start:stop] if seen.stream in given.masks else None
                     if seen.gate is not None:
-                        mask = gates[seen.gate][:, None, None] > 0
+                        gate = gates[seen.gate][:, None, None] > 0
+                        mask = gate if mask is None else gate & mask
                     seen_keys.append(Keys(*groups(whole[seen.stream], start, stop))._replace(mask=mask))
             return seen_keys
 
