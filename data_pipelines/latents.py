@@ -17,18 +17,16 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
-import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
 from data_pipelines.records import pack_array, unpack_array
+from data_pipelines.shard_reader import Shards
 from data_pipelines.shards import INDEX, SHARD, file_sha256, fsync_rename, write_atomically
 from data_pipelines.store import MANIFEST
 
@@ -167,7 +165,7 @@ def finish(directory: pathlib.Path, names: Iterable[str]) -> dict:
 
 
 class LatentStore:
-    """Random access to finished latents; read only, thread-safe, picklable. Checks as `ClipStore` does.
+    """Random access to finished latents; read only, thread-safe, picklable. Checked as by `Shards`.
 
     Raises:
         FileNotFoundError: not finished, or not there.
@@ -183,32 +181,13 @@ class LatentStore:
         self.manifest = read_json(self.directory / MANIFEST)
         if (version := self.manifest.get("format_version")) != FORMAT_VERSION:
             raise ValueError(f"{self.directory} has format version {version}, this code reads {FORMAT_VERSION}")
-        for name, shard in self.manifest["shards"].items():
-            for suffix, key in ((SHARD, "bytes"), (INDEX, "index_bytes")):
-                path = self.directory / f"{name}{suffix}"
-                size = path.stat().st_size if path.exists() else 0
-                if size != shard[key]:
-                    raise ValueError(f"{path} is truncated or altered: {size} bytes, the manifest says {shard[key]}")
-        self._shards = list(self.manifest["shards"])
-        self._ends = np.cumsum([shard["records"] for shard in self.manifest["shards"].values()])
+        self._shards = Shards(self.directory, self.manifest["shards"], extra=1)
         plan = self.manifest["plan"]
         self._dtype = DTYPES[plan["dtype"]]
         self._shape = (len(plan["window"]["cameras"]), *plan["shape"])
-        self._reset()
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._readers: dict[tuple[int, str], ArrayRecordReader] = {}
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_readers")}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._reset()
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._shards)
 
     @property
     def hash(self) -> str:
@@ -224,49 +203,25 @@ class LatentStore:
     @functools.cached_property
     def anchors(self) -> np.ndarray:
         """int32 [n, 2]: (clip, stored frame of the clip) of every record, increasing."""
-        parts = []
-        for name, shard in self.manifest["shards"].items():
-            path = self.directory / f"{name}{INDEX}"
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() != shard["index_sha256"]:
-                raise ValueError(f"{path} is altered: its hash is not the manifest's")
-            parts.append(unpack_array(msgpack.unpackb(data)["anchors"]))
-        return np.concatenate(parts)
+        return np.concatenate([unpack_array(index["anchors"]) for index in self._shards.indices()])
 
     def __getitem__(self, i: int) -> np.ndarray:
         """f32 [V', F, P, C]: the latents of the real views."""
         if not 0 <= i < len(self):
             raise IndexError(f"record {i} of {len(self)} latents")
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        return self._read(shard, int(i - (self._ends[shard - 1] if shard else 0)))
+        return self._unpack(self._shards.read(i))
 
     @functools.cached_property
     def black(self) -> np.ndarray:
         """f32 [F, P, C]: what a masked view holds, as if its zeros had been encoded with the pixels."""
-        return self._read(0, int(self._ends[0]))[0]
+        return self._unpack(self._shards.read_extra())[0]
 
-    def _read(self, shard: int, record: int) -> np.ndarray:
-        data = self._reader(self._shards[shard]).read([record])[0]
+    def _unpack(self, data: bytes) -> np.ndarray:
         return np.frombuffer(data, self._dtype).reshape(self._shape).astype(np.float32)
 
     def verify(self) -> None:
         """Reads every byte and compares the hashes; ValueError names the first file that was altered."""
-        for name, shard in self.manifest["shards"].items():
-            for suffix, key in ((SHARD, "sha256"), (INDEX, "index_sha256")):
-                path = self.directory / f"{name}{suffix}"
-                if file_sha256(path) != shard[key]:
-                    raise ValueError(f"{path} is altered: its hash is not the manifest's")
-
-    def _reader(self, name: str) -> ArrayRecordReader:
-        key = (os.getpid(), name)  # a forked child must not share its parent's reader
-        with self._lock:
-            if key not in self._readers:
-                path, records = self.directory / f"{name}{SHARD}", self.manifest["shards"][name]["records"] + 1
-                reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-                if reader.num_records() != records:
-                    raise ValueError(f"{path} is altered: {reader.num_records()} records, the manifest says {records}")
-                self._readers[key] = reader
-            return self._readers[key]
+        self._shards.verify()
 
 
 def find_latents(store_dir, store_hash: str, tokenizer: TokenizerFacts, window: Mapping[str, Any]) -> LatentStore:

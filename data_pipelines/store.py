@@ -17,22 +17,20 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import threading
 from collections.abc import Sequence
 
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
 from data_pipelines.embodiments import check_embodiment
 from data_pipelines.episode import Clip, Episode, check_episode
 from data_pipelines.records import PNG, ClipImages, unpack_array
+from data_pipelines.shard_reader import Shards
 from data_pipelines.shards import (
     FORMAT_VERSION,
     INDEX,
-    SHARD,
     ShardWriter,
     encode_episode,
     file_sha256,
@@ -168,9 +166,8 @@ class ClipIndex:
 class ClipStore:
     """Random access to the clips of a finished store; read only, thread-safe, picklable.
 
-    Opening checks the manifest and the sizes, the first read of a shard its record count, the first use of the index
-    its hash; `verify` checks all hashes. Shards are opened on first use, once a process. Images are decoded on first
-    use and kept, clip-wise least recently used first out, within `cache_bytes`.
+    Files are checked as by `Shards`. Images are decoded on first use and kept, clip-wise least recently used first out,
+    within `cache_bytes`.
 
     Raises:
         FileNotFoundError: not a store.
@@ -192,35 +189,25 @@ class ClipStore:
             raise ValueError(f"{self.directory / MANIFEST} is not the manifest of a store") from None
         if version != FORMAT_VERSION:
             raise ValueError(f"{self.directory} has format version {version}, this code reads {FORMAT_VERSION}")
-        for name, shard in shards.items():
-            for suffix, key in ((SHARD, "bytes"), (INDEX, "index_bytes")):
-                path = self.directory / f"{name}{suffix}"
-                size = path.stat().st_size if path.exists() else 0
-                if size != shard[key]:
-                    raise ValueError(f"{path} is truncated or altered: {size} bytes, the manifest says {shard[key]}")
-        self._shards = list(shards)
-        self._ends = np.cumsum([shard["records"] for shard in shards.values()])
+        self._shards = Shards(self.directory, shards)
         self._codec = self.manifest.get("codec", PNG)  # absent in stores from before there was a choice
         self._cache_bytes = cache_bytes
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._readers: dict[tuple[int, str], ArrayRecordReader] = {}
         self._cache: collections.OrderedDict[int, ClipImages] = collections.OrderedDict()
         self._cached_bytes = 0
 
     def __getstate__(self) -> dict:
-        return {
-            key: self.__dict__[key] for key in ("directory", "manifest", "_shards", "_ends", "_codec", "_cache_bytes")
-        }
+        return {key: self.__dict__[key] for key in ("directory", "manifest", "_shards", "_codec", "_cache_bytes")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._reset()
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._shards)
 
     @property
     def hash(self) -> str:
@@ -230,13 +217,7 @@ class ClipStore:
     @functools.cached_property
     def index(self) -> ClipIndex:
         """Low-dimensional data of all clips; read once, kept in memory (a few tens of bytes a control step)."""
-        clips = []
-        for name, shard in self.manifest["shards"].items():
-            path = self.directory / f"{name}{INDEX}"
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() != shard["index_sha256"]:
-                raise ValueError(f"{path} is altered: its hash is not the manifest's")
-            clips += msgpack.unpackb(data)["clips"]
+        clips = [clip for index in self._shards.indices() for clip in index["clips"]]
         arrays = {
             key: [unpack_array(clip[key]) for clip in clips] for key in ("frame_step", "state", "action", "imitate")
         }
@@ -280,32 +261,14 @@ class ClipStore:
 
     def verify(self) -> None:
         """Reads every byte and compares the hashes; ValueError names the first file that was altered."""
-        for name, shard in self.manifest["shards"].items():
-            for suffix, key in ((SHARD, "sha256"), (INDEX, "index_sha256")):
-                path = self.directory / f"{name}{suffix}"
-                if file_sha256(path) != shard[key]:
-                    raise ValueError(f"{path} is altered: its hash is not the manifest's")
-
-    def _reader(self, name: str) -> ArrayRecordReader:
-        key = (os.getpid(), name)  # a forked child must not share its parent's reader
-        with self._lock:
-            if key not in self._readers:
-                path, records = self.directory / f"{name}{SHARD}", self.manifest["shards"][name]["records"]
-                # These options are ArrayRecord's advice for random access.
-                reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-                if reader.num_records() != records:
-                    raise ValueError(f"{path} is altered: {reader.num_records()} records, the manifest says {records}")
-                self._readers[key] = reader
-            return self._readers[key]
+        self._shards.verify()
 
     def _images(self, i: int) -> ClipImages:
         with self._lock:
             if i in self._cache:
                 self._cache.move_to_end(i)
                 return self._cache[i]
-            shard = int(np.searchsorted(self._ends, i, side="right"))
-            record = int(i - (self._ends[shard - 1] if shard else 0))
-            images = ClipImages(msgpack.unpackb(self._reader(self._shards[shard]).read([record])[0]), self._codec)
+            images = ClipImages(msgpack.unpackb(self._shards.read(i)), self._codec)
             self._cache[i] = images
             self._cached_bytes += images.bytes
             while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
