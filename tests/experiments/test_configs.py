@@ -27,6 +27,7 @@ VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "wan1b_finetune:l
 PARAMETERS = {
     "debug": (4e4, 1e5),
     "demo": (1e6, 4e6),
+    "real_mixture": (1e6, 4e6),
     "metaworld_mt10": (1.1e8, 1.8e8),
     "metaworld_mt50": (1.1e8, 1.8e8),
     "small": (1.1e8, 1.8e8),
@@ -78,7 +79,7 @@ def test_recipe_builds_by_shape(recipe_name):
         apply, params = state.split(state.build(model, recipe.finetune.lora))
         params, frozen = finetune.divide(params, finetune.frozen_paths(recipe.finetune, flatten(params)))
         tokenizer = empty_tokenizer(recipe, spec.height, model.cameras)
-        train_step = step.make_train_step(apply, recipe.objective, recipe.optimizer, sources=3,
+        train_step = step.make_train_step(apply, recipe.objective, recipe.optimizer, sources=len(recipe.sources),
                                           learning_rates=recipe.finetune.learning_rates)  # fmt: skip
         start = state.init_state(params, transform, steps=10, seed=0)
         return train_step(start, batch, state.Fixed(frozen, tokenizer))

@@ -1,0 +1,141 @@
+"""Real files of three formats and a simulator's store in one mixture: the small version of tools/prove/real_mixture."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines.ingest import ingest
+from data_pipelines.ingest_plan import IngestConfig
+from data_pipelines.mixture import Mixture
+from data_pipelines.store import ClipStore, ShardWriter, finish_store
+from experiments.configs import real_mixture
+from experiments.held_out import check_held_out
+from experiments.open_loop import evaluate_open_loop
+from experiments.recipe import Recipe, load_data
+from experiments.train import train
+from tests.data_pipelines.conftest import make_episode
+from tools.prove.real_mixture import digests, losses
+from wam.evaluation.open_loop import table
+from wam.policy import load_policy
+
+SOURCES = ("expert", "bridge", "gr1", "droid")
+ROBOTS = {"expert": "sawyer_metaworld", "bridge": "widowx_bridge", "gr1": "gr1"}
+GR1, BRIDGE = "lerobot_v2_groot_gr1_sim/episode_00000", "bridge_dataset/train-00000/"
+KEPT = {f"{GR1}{i}": [[0, 60]] for i in (3, 4)} | {f"{BRIDGE}{i}": [[0, 10]] for i in range(8)}
+KEPT |= {f"{camera}_left.mp4": [[0, 60]] for camera in ("exterior_image_1", "wrist_image")}
+
+
+@pytest.fixture(scope="module")
+def run(shared_samples, tmp_path_factory):
+    """(recipe, run directory): four stores, and a training of seconds by the real code."""
+    workdir = tmp_path_factory.mktemp("real_mixture")
+    root, keep = workdir / "data", workdir / "keep.json"
+    keep.write_text(json.dumps(KEPT))
+    for name, dataset, path, validation in (
+        ("bridge", "bridge", "bridge_octo_debug/1.0.0", (f"{BRIDGE}6", f"{BRIDGE}7")),
+        ("gr1", "gr1", "lerobot_v2_groot_gr1_sim", (f"{GR1}4",)),
+        ("droid", "video", "dreamzero_droid", ("wrist_image_left.mp4",)),
+    ):
+        config = IngestConfig(dataset, str(shared_samples / path), (32, 32), validation=validation, keep=str(keep),
+                              fps=None if name == "bridge" else 5.0)  # fmt: skip
+        ingest(root, name, config, progress=False)
+    for split, names in (("train", "abc"), ("validation", "d")):
+        with ShardWriter(root / split / "expert", "s0") as shard:
+            for name in names:
+                shard.add(make_episode(name, 60, stride=4, size=32, cameras=("corner2",)))
+        finish_store(root / split / "expert")
+    config = real_mixture.get_config()
+    config.tokenizer.update(patch=16, frames_per_latent=1, channels=8, fit_frames=100)
+    config.model.update(size="debug", time_width=32, lead_width=16, lead_fourier=4, inverse_width=16,
+                        inverse_channels=4, scan_layers=True, steps_per_token=2)  # fmt: skip
+    config.text.update(tokens=4, dim=16)
+    config.objective.update(policy_draws=1)
+    config.optimizer.update(learning_rate=5e-3, warmup_steps=5, ema_decay=0.9)
+    config.data.update(image_size=32, validation_windows=16)
+    config.train.update(steps=60, batch_size=16, log_every=20, eval_every=30, checkpoint_every=60)
+    config.data.root = str(root)
+    config.lock()
+    assert train(config, workdir, progress=False)
+    return Recipe.of(config), workdir
+
+
+def test_all_sources_meet_in_one_batch(run):
+    recipe, workdir = run
+    data = load_data(recipe, workdir / "data", workdir)
+    mixture = Mixture(data.train, dict(recipe.config.data.weights), data.to_sample, batch_size=16, seed=0, threads=1)
+    with mixture.iterator(place=lambda batch: batch) as batches:
+        batch = next(batches)
+    of = {name: batch["source"] == recipe.sources.index(name) for name in SOURCES}
+    assert all(rows.any() for rows in of.values())
+    clocks = {"expert": (80, 0.1), "bridge": (5, 0.8), "gr1": (20, 0.4), "droid": (None, 0.4)}
+    for name, (hz, seconds) in clocks.items():
+        assert np.allclose(batch["video_time"][of[name]][:, -1], seconds)
+        if hz is None:  # nothing to imitate, nothing to regress
+            assert not batch["action_mask"][of[name]].any() and not batch["imitate"][of[name]].any()
+        else:
+            assert np.allclose(np.diff(batch["action_time"][of[name], 0]), 1 / hz)
+            dims = batch["action_mask"][of[name]].any((0, 1, 2)).sum()
+            assert dims == {"expert": 4, "bridge": 7, "gr1": 44}[name]
+
+
+def test_losses_fall_on_each_source(run):
+    _, workdir = run
+    found = losses(workdir)
+    assert set(found) == set(SOURCES) and set(found["droid"]) == {"video"}
+    for name, terms in found.items():
+        assert name == "droid" or set(terms) == {"video", "action", "policy"}
+        for term, of in terms.items():
+            assert np.isfinite(list(of.values())).all()
+            assert of["train_last"] < of["train_first"], (name, term, of)
+    mixture = json.loads((workdir / "mixture.json").read_text())
+    assert mixture["realised"] == pytest.approx(mixture["asked"], abs=1e-3)
+
+
+def test_one_checkpoint_answers_every_robot(run):
+    _, workdir = run
+    policy = load_policy(workdir, unroll=False)
+    assert set(policy.embodiments) == set(ROBOTS.values())
+    for name, hz, view, dim in (("expert", 80, "corner2", 4), ("bridge", 5, "image_0", 7), ("gr1", 20, "ego_view", 44)):
+        robot = policy.embodiment(ROBOTS[name])
+        assert (robot.action_hz, robot.views) == (hz, (view,))
+        chunk, _ = policy.infer(
+            {"images": {view: np.full((32, 32, 3), 128, np.uint8)}, "state": robot.decode_state(np.zeros(dim)),
+             "instruction": "pick", "embodiment": robot.spec.name}
+        )  # fmt: skip
+        assert chunk.actions.shape == (8, dim) and np.allclose(chunk.action_seconds, np.arange(8) / hz)
+        # In the robot's units: of the size of its own data, which differs by orders of magnitude between the robots.
+        _, action = robot.normalizers
+        distance = np.abs(chunk.actions - action.center) / np.maximum(action.scale, 1e-6)
+        assert np.median(distance) < 5
+
+
+def test_open_loop(run):
+    _, workdir = run
+    result = evaluate_open_loop(workdir, mode="policy", steps=None, split="validation", seed=0)
+    assert set(result["sources"]) == set(ROBOTS) and result["left_out"] == {"droid": "has no actions"}
+    assert json.loads((workdir / "open_loop.json").read_text()) == result
+    bridge, gr1 = result["sources"]["bridge"], result["sources"]["gr1"]
+    assert (bridge["windows"], bridge["episodes"], bridge["unit"], bridge["units"]) == (20, 2, "episode", 2)
+    assert gr1["unit"] == "stretch" and gr1["units"] > 1 and len(gr1["dims"]) == 44
+    for row in result["sources"].values():
+        low, high = row["skill_ci95"]
+        assert low <= row["skill"] <= high
+        assert row["skill"] == pytest.approx(1 - row["normalised"]["policy"] / row["normalised"]["mean"])
+    with np.load(workdir / "eval" / "open_loop_bridge.npz") as chunks:
+        assert chunks["real"].shape == chunks["policy"].shape == (20, 8, 7)
+    assert "bridge       widowx_bridge           20" in table(result)
+
+
+def test_held_out_by_content(run, shared_samples):
+    _, workdir = run
+    found = digests(shared_samples, workdir / "data")
+    # The sample's two files hold the same records: what is called val there is no held-out data.
+    assert found["bridge_files"] == {"train": 25, "val": 25, "distinct": 25, "in_both": 25}
+    assert [found[name]["in_both"] for name in ("bridge", "gr1", "droid")] == [0, 0, 0]
+    train, held_out = (ClipStore(workdir / "data" / split / "bridge") for split in ("train", "validation"))
+    check_held_out(held_out, train)
+    with pytest.raises(
+        ValueError, match=r"6 of 6 clips of .*/train/bridge are in .*/train/bridge too: an error on them"
+    ):
+        check_held_out(train, train)
