@@ -3,7 +3,7 @@
     S=../shared/samples; D=runs/real_mixture/data; BRIDGE=bridge_dataset/train-00000; GR1=lerobot_v2_groot_gr1_sim
     python -m experiments.ingest --dataset=bridge --path=$S/bridge_octo_debug/1.0.0 --out=$D --name=bridge \
         --image_size=64 --validation=$BRIDGE/4,$BRIDGE/9,$BRIDGE/14,$BRIDGE/19,$BRIDGE/24
-    python -m experiments.ingest --dataset=gr1 --path=$S/$GR1 --out=$D --name=gr1 --image_size=64 \
+    python -m experiments.ingest --dataset=gr1_relative --path=$S/$GR1 --out=$D --name=gr1 --image_size=64 \
         --validation=$GR1/episode_000004
     python -m experiments.ingest --dataset=video --path=$S/dreamzero_droid --out=$D --name=droid --image_size=64 \
         --validation=exterior_image_2_left.mp4
@@ -15,14 +15,37 @@ or all of it with `python -m tools.prove.real_mixture`. Bridge (RLDS, WidowX, 7 
 at 20 Hz), Meta-World (collected, 4 dims at 80 Hz) and DROID's cameras (video). Every source is cut by its own clock: a
 chunk of 8 actions lasts 1.6, 0.4 and 0.1 seconds. Of Bridge every fifth episode is held out, of GR-1 the last of five,
 of DROID the third camera, of Meta-World layouts of their own.
+
+`real_mixture.py:tiny` is the same at its smallest, for the tests: seconds, with images of 32 pixels.
 """
 
 from ml_collections import ConfigDict
 
 from experiments.configs import demo
 
+VARIANTS = ("tiny",)
 
-def get_config() -> ConfigDict:
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = _real_mixture()
+    if variant == "tiny":
+        config.data.update(image_size=32, validation_windows=16)
+        config.sim.render.size = 32
+        config.tokenizer.update(patch=16, frames_per_latent=1, channels=8, fit_frames=100)
+        config.text.update(tokens=4, dim=16)
+        config.model.update(
+            size="debug", time_width=32, lead_width=16, lead_fourier=4, inverse_width=16, inverse_channels=4,
+            scan_layers=True, steps_per_token=2,
+        )  # fmt: skip
+        config.objective.update(policy_draws=1)
+        config.optimizer.update(learning_rate=5e-3, warmup_steps=5, ema_decay=0.9)
+        config.train.update(steps=60, batch_size=16, eval_every=30, checkpoint_every=60)
+    elif variant:
+        raise ValueError(f"unknown variant {variant!r} of real_mixture; choose from {', '.join(VARIANTS)}")
+    return config
+
+
+def _real_mixture() -> ConfigDict:
     config = demo.get_config("action_only")
     full = demo.get_config()
     config.objective = full.objective
@@ -32,7 +55,7 @@ def get_config() -> ConfigDict:
         {
             "root": "",  # where the stores are; empty: <workdir>/data
             "image_size": 64,
-            "embodiments": ("gr1", "sawyer_metaworld", "widowx_bridge"),
+            "embodiments": ("gr1_relative", "sawyer_metaworld", "widowx_bridge"),
             "weights": {"expert": 0.3, "bridge": 0.2, "gr1": 0.4, "droid": 0.1},
             "views": ("corner2",),
             "cameras": ("corner2", "image_0", "ego_view", "ego"),

@@ -10,31 +10,34 @@ from data_pipelines.ingest_plan import IngestConfig
 from data_pipelines.mixture import Mixture
 from data_pipelines.store import ClipStore, ShardWriter, finish_store
 from experiments.configs import real_mixture
-from experiments.held_out import check_held_out
+from experiments.held_out import batch_of, check_held_out, windows_of
 from experiments.open_loop import evaluate_open_loop
 from experiments.recipe import Recipe, load_data
-from experiments.train import train
 from tests.data_pipelines.conftest import make_episode
+from tests.experiments.commands import run
 from tools.prove.real_mixture import digests, losses
+from wam.diffusion.sampler import program
 from wam.evaluation.open_loop import table
+from wam.evaluation.world_model import generate_all
 from wam.policy import load_policy
 
+CONFIG = "experiments/configs/real_mixture.py:tiny"
 SOURCES = ("expert", "bridge", "gr1", "droid")
-ROBOTS = {"expert": "sawyer_metaworld", "bridge": "widowx_bridge", "gr1": "gr1"}
+ROBOTS = {"expert": "sawyer_metaworld", "bridge": "widowx_bridge", "gr1": "gr1_relative"}
 GR1, BRIDGE = "lerobot_v2_groot_gr1_sim/episode_00000", "bridge_dataset/train-00000/"
 KEPT = {f"{GR1}{i}": [[0, 60]] for i in (3, 4)} | {f"{BRIDGE}{i}": [[0, 10]] for i in range(8)}
 KEPT |= {f"{camera}_left.mp4": [[0, 60]] for camera in ("exterior_image_1", "wrist_image")}
 
 
 @pytest.fixture(scope="module")
-def run(shared_samples, tmp_path_factory):
-    """(recipe, run directory): four stores, and a training of seconds by the real code."""
+def workdir(shared_samples, tmp_path_factory):
+    """Four stores, and a training of seconds by the real command."""
     workdir = tmp_path_factory.mktemp("real_mixture")
     root, keep = workdir / "data", workdir / "keep.json"
     keep.write_text(json.dumps(KEPT))
     for name, dataset, path, validation in (
         ("bridge", "bridge", "bridge_octo_debug/1.0.0", (f"{BRIDGE}6", f"{BRIDGE}7")),
-        ("gr1", "gr1", "lerobot_v2_groot_gr1_sim", (f"{GR1}4",)),
+        ("gr1", "gr1_relative", "lerobot_v2_groot_gr1_sim", (f"{GR1}4",)),
         ("droid", "video", "dreamzero_droid", ("wrist_image_left.mp4",)),
     ):
         config = IngestConfig(dataset, str(shared_samples / path), (32, 32), validation=validation, keep=str(keep),
@@ -45,23 +48,12 @@ def run(shared_samples, tmp_path_factory):
             for name in names:
                 shard.add(make_episode(name, 60, stride=4, size=32, cameras=("corner2",)))
         finish_store(root / split / "expert")
-    config = real_mixture.get_config()
-    config.tokenizer.update(patch=16, frames_per_latent=1, channels=8, fit_frames=100)
-    config.model.update(size="debug", time_width=32, lead_width=16, lead_fourier=4, inverse_width=16,
-                        inverse_channels=4, scan_layers=True, steps_per_token=2)  # fmt: skip
-    config.text.update(tokens=4, dim=16)
-    config.objective.update(policy_draws=1)
-    config.optimizer.update(learning_rate=5e-3, warmup_steps=5, ema_decay=0.9)
-    config.data.update(image_size=32, validation_windows=16)
-    config.train.update(steps=60, batch_size=16, log_every=20, eval_every=30, checkpoint_every=60)
-    config.data.root = str(root)
-    config.lock()
-    assert train(config, workdir, progress=False)
-    return Recipe.of(config), workdir
+    run("train", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.data.root={root}", "--noprogress")
+    return workdir
 
 
-def test_all_sources_meet_in_one_batch(run):
-    recipe, workdir = run
+def test_all_sources_meet_in_one_batch(workdir):
+    recipe = Recipe.of(real_mixture.get_config("tiny"))
     data = load_data(recipe, workdir / "data", workdir)
     mixture = Mixture(data.train, dict(recipe.config.data.weights), data.to_sample, batch_size=16, seed=0, threads=1)
     with mixture.iterator(place=lambda batch: batch) as batches:
@@ -79,8 +71,7 @@ def test_all_sources_meet_in_one_batch(run):
             assert dims == {"expert": 4, "bridge": 7, "gr1": 44}[name]
 
 
-def test_losses_fall_on_each_source(run):
-    _, workdir = run
+def test_losses_fall_on_each_source(workdir):
     found = losses(workdir)
     assert set(found) == set(SOURCES) and set(found["droid"]) == {"video"}
     for name, terms in found.items():
@@ -92,8 +83,7 @@ def test_losses_fall_on_each_source(run):
     assert mixture["realised"] == pytest.approx(mixture["asked"], abs=1e-3)
 
 
-def test_one_checkpoint_answers_every_robot(run):
-    _, workdir = run
+def test_one_checkpoint_answers_every_robot(workdir):
     policy = load_policy(workdir, unroll=False)
     assert set(policy.embodiments) == set(ROBOTS.values())
     for name, hz, view, dim in (("expert", 80, "corner2", 4), ("bridge", 5, "image_0", 7), ("gr1", 20, "ego_view", 44)):
@@ -110,8 +100,7 @@ def test_one_checkpoint_answers_every_robot(run):
         assert np.median(distance) < 5
 
 
-def test_open_loop(run):
-    _, workdir = run
+def test_open_loop(workdir):
     result = evaluate_open_loop(workdir, mode="policy", steps=None, split="validation", seed=0)
     assert set(result["sources"]) == set(ROBOTS) and result["left_out"] == {"droid": "has no actions"}
     assert json.loads((workdir / "open_loop.json").read_text()) == result
@@ -124,11 +113,17 @@ def test_open_loop(run):
         assert row["skill"] == pytest.approx(1 - row["normalised"]["policy"] / row["normalised"]["mean"])
     with np.load(workdir / "eval" / "open_loop_bridge.npz") as chunks:
         assert chunks["real"].shape == chunks["policy"].shape == (20, 8, 7)
+    # Acting sees no frame of the future, which open-loop batches hold.
+    policy, store = load_policy(workdir, unroll=False), ClipStore(workdir / "data" / "validation" / "bridge")
+    batch = batch_of(policy, windows_of(policy, store, "bridge"), "bridge", [3])
+    blind = {**batch, "video": batch["video"] * (np.arange(3) == 0)[:, None, None, None].astype(np.uint8)}
+    assert (blind["video"] != batch["video"]).any()
+    answers = [generate_all(policy, seen, program("policy", 2), 32, pixels=False) for seen in (batch, blind)]
+    assert np.array_equal(*answers)
     assert "bridge       widowx_bridge           20" in table(result)
 
 
-def test_held_out_by_content(run, shared_samples):
-    _, workdir = run
+def test_held_out_by_content(workdir, shared_samples):
     found = digests(shared_samples, workdir / "data")
     # The sample's two files hold the same records: what is called val there is no held-out data.
     assert found["bridge_files"] == {"train": 25, "val": 25, "distinct": 25, "in_both": 25}

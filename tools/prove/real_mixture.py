@@ -30,7 +30,7 @@ HELD_OUT = {
     "droid": ["exterior_image_2_left.mp4"],
 }
 """Fixed before anything was trained."""
-INGESTED = {"bridge": ("bridge", BRIDGE), "gr1": ("gr1", GR1), "droid": ("video", DROID)}
+INGESTED = {"bridge": ("bridge", BRIDGE), "gr1": ("gr1_relative", GR1), "droid": ("video", DROID)}
 """source -> (dataset, where it is among the samples)"""
 
 
