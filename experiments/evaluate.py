@@ -260,8 +260,9 @@ def _open_loop(workdir: Path) -> None:
     from experiments.open_loop import evaluate_open_loop
     from wam.evaluation.open_loop import table
 
-    if _REPORT.value:
-        raise ValueError("--open_loop and --report are two evaluations: ask for one of them")
+    others = {"report": _REPORT, "tasks": _TASKS, "episodes": _EPISODES, "execute_steps": _EXECUTE}
+    if given := [name for name, flag in others.items() if flag.value]:
+        raise ValueError(f"--{given[0]} is of the closed loop, --open_loop takes --mode, --steps, --split and --seed")
     result = evaluate_open_loop(
         workdir, mode=_MODE.value, steps=_STEPS.value, split=_SPLIT.value or "validation", seed=_SEED.value
     )

@@ -80,7 +80,7 @@ def _real_mixture() -> ConfigDict:
     # One control step of 44 dims a token: of four, a token of this width could not tell the noise from the actions.
     config.model.steps_per_token = 1
     config.tokenizer.channels = 64
-    # Few episodes, which a picture tells apart: without all this they are learned by heart. Chosen on training episodes.
+    # Few episodes, which a picture tells apart: without this they are learned by heart. Chosen on training episodes.
     config.objective.update(drop_history=0.3, drop_state=0.3)
     config.optimizer.weight_decay = 2.0
     config.augment.update(crop=0.85, brightness=0.2, contrast=0.2, saturation=0.2)

@@ -11,13 +11,11 @@ from data_pipelines.mixture import Mixture
 from data_pipelines.store import ClipStore, ShardWriter, finish_store
 from experiments.configs import real_mixture
 from experiments.held_out import batch_of, check_held_out, windows_of
-from experiments.open_loop import evaluate_open_loop
 from experiments.recipe import Recipe, load_data
 from tests.data_pipelines.conftest import make_episode
 from tests.experiments.commands import run
 from tools.prove.real_mixture import digests, losses
 from wam.diffusion.sampler import program
-from wam.evaluation.open_loop import table
 from wam.evaluation.world_model import generate_all
 from wam.policy import load_policy
 
@@ -101,9 +99,9 @@ def test_one_checkpoint_answers_every_robot(workdir):
 
 
 def test_open_loop(workdir):
-    result = evaluate_open_loop(workdir, mode="policy", steps=None, split="validation", seed=0)
+    said = run("evaluate", f"--checkpoint={workdir}", "--open_loop").stdout
+    result = json.loads((workdir / "open_loop.json").read_text())
     assert set(result["sources"]) == set(ROBOTS) and result["left_out"] == {"droid": "has no actions"}
-    assert json.loads((workdir / "open_loop.json").read_text()) == result
     bridge, gr1 = result["sources"]["bridge"], result["sources"]["gr1"]
     assert (bridge["windows"], bridge["episodes"], bridge["unit"], bridge["units"]) == (20, 2, "episode", 2)
     assert gr1["unit"] == "stretch" and gr1["units"] > 1 and len(gr1["dims"]) == 44
@@ -120,7 +118,7 @@ def test_open_loop(workdir):
     assert (blind["video"] != batch["video"]).any()
     answers = [generate_all(policy, seen, program("policy", 2), 32, pixels=False) for seen in (batch, blind)]
     assert np.array_equal(*answers)
-    assert "bridge       widowx_bridge           20" in table(result)
+    assert "bridge       widowx_bridge           20" in said and "droid        left out: has no actions" in said
 
 
 def test_held_out_by_content(workdir, shared_samples):
@@ -134,3 +132,8 @@ def test_held_out_by_content(workdir, shared_samples):
         ValueError, match=r"6 of 6 clips of .*/train/bridge are in .*/train/bridge too: an error on them"
     ):
         check_held_out(train, train)
+
+
+def test_flags_of_another_evaluation(workdir):
+    failed = run("evaluate", f"--checkpoint={workdir}", "--open_loop", "--episodes=3", check=False)
+    assert failed.returncode and "evaluate: --episodes is of the closed loop" in failed.stderr
