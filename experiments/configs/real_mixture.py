@@ -1,13 +1,13 @@
 """Three robots and video without actions in one mixture, from the smallest public samples: minutes on two CPU cores.
 
     S=../shared/samples; D=runs/real_mixture/data; BRIDGE=bridge_dataset/train-00000; GR1=lerobot_v2_groot_gr1_sim
+    python -m experiments.collect --config=experiments/configs/real_mixture.py --out=$D
     python -m experiments.ingest --dataset=bridge --path=$S/bridge_octo_debug/1.0.0 --out=$D --name=bridge \
         --image_size=64 --validation=$BRIDGE/4,$BRIDGE/9,$BRIDGE/14,$BRIDGE/19,$BRIDGE/24
     python -m experiments.ingest --dataset=gr1_relative --path=$S/$GR1 --out=$D --name=gr1 --image_size=64 \
         --validation=$GR1/episode_000004
     python -m experiments.ingest --dataset=video --path=$S/dreamzero_droid --out=$D --name=droid --image_size=64 \
         --validation=exterior_image_2_left.mp4
-    python -m experiments.collect  --config=experiments/configs/real_mixture.py --out=$D
     python -m experiments.train    --config=experiments/configs/real_mixture.py --workdir=runs/real_mixture
     python -m experiments.evaluate --checkpoint=runs/real_mixture --open_loop
 

@@ -37,14 +37,15 @@ INGESTED = {"bridge": ("bridge", BRIDGE), "gr1": ("gr1_relative", GR1), "droid":
 def commands(samples: Path, workdir: Path, steps: int | None) -> dict[str, list[str]]:
     """What a user types, in order."""
     data = workdir / "data"
-    out = {
+    # First what wants a directory of its own; ingests join it.
+    out = {"collect expert": ["collect", f"--config={CONFIG}", f"--out={data}"]}
+    out |= {
         f"ingest {name}": [
             "ingest", f"--dataset={dataset}", f"--path={samples / path}", f"--out={data}", f"--name={name}",
             "--image_size=64", f"--validation={','.join(HELD_OUT[name])}", "--noprogress",
         ]
         for name, (dataset, path) in INGESTED.items()
     }  # fmt: skip
-    out["collect expert"] = ["collect", f"--config={CONFIG}", f"--out={data}"]
     out["train"] = ["train", f"--config={CONFIG}", f"--workdir={workdir}", "--noprogress"]
     if steps is not None:
         out["train"].append(f"--config.train.steps={steps}")
