@@ -63,7 +63,7 @@ def _contents(store: ClipStore) -> set[str]:
 
 def mean_action(windows: Windows) -> np.ndarray:
     """f64 [A]: mean of what the model is to predict, over the steps that may be copied; not normalised."""
-    total, count = 0.0, 0
+    total, count = np.zeros(windows.embodiment.model_action_dim), 0
     for clip in range(len(windows.store)):
         anchors = windows.anchors(clip)
         if len(anchors):

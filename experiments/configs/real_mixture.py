@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = _real_mixture()
     if variant == "tiny":
         config.data.update(image_size=32, validation_windows=16)
-        config.data.weights = dict.fromkeys(config.data.weights, 0.25)
+        config.data.weights.update(expert=0.35, bridge=0.25, gr1=0.15, droid=0.25)
         config.augment.update(crop=1.0, brightness=0.0, contrast=0.0, saturation=0.0)
         config.sim.render.size = 32
         config.tokenizer.update(patch=16, frames_per_latent=1, channels=8, fit_frames=100)
@@ -39,9 +39,9 @@ def get_config(variant: str = "") -> ConfigDict:
             size="debug", time_width=32, lead_width=16, lead_fourier=4, inverse_width=16, inverse_channels=4,
             scan_layers=True, steps_per_token=2,
         )  # fmt: skip
-        config.objective.update(policy_draws=1)
+        config.objective.update(policy_draws=1, drop_history=0.0, drop_state=0.0)
         config.optimizer.update(learning_rate=5e-3, warmup_steps=5, ema_decay=0.9)
-        config.train.update(steps=60, batch_size=16, eval_every=30, checkpoint_every=60)
+        config.train.update(steps=120, batch_size=16, eval_every=60, checkpoint_every=120)
     elif variant:
         raise ValueError(f"unknown variant {variant!r} of real_mixture; choose from {', '.join(VARIANTS)}")
     return config

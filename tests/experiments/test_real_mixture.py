@@ -1,5 +1,6 @@
 """Real files of three formats and a simulator's store in one mixture: the small version of tools/prove/real_mixture."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -27,6 +28,14 @@ KEPT = {f"{GR1}{i}": [[0, 60]] for i in (3, 4)} | {f"{BRIDGE}{i}": [[0, 10]] for
 KEPT |= {f"{camera}_left.mp4": [[0, 60]] for camera in ("exterior_image_1", "wrist_image")}
 
 
+def reaching(name):
+    """A Sawyer that goes and comes back; the state tells when."""
+    blank, time = make_episode(name, 60, stride=4, size=32, cameras=("corner2",)), np.linspace(0, 1, 61)
+    action = np.where(time[:60, None] < 0.5, [1.0, -1.0, 0.5, -1.0], [-1.0, 1.0, -0.5, 1.0]).astype(np.float32)
+    state = np.stack([time, 1 - time, 2 * time, np.full(61, ord(name) / 100)], -1).astype(np.float32)
+    return dataclasses.replace(blank, state=state, action=action)
+
+
 @pytest.fixture(scope="module")
 def workdir(shared_samples, tmp_path_factory):
     """Four stores, and a training of seconds by the real command."""
@@ -44,7 +53,7 @@ def workdir(shared_samples, tmp_path_factory):
     for split, names in (("train", "abc"), ("validation", "d")):
         with ShardWriter(root / split / "expert", "s0") as shard:
             for name in names:
-                shard.add(make_episode(name, 60, stride=4, size=32, cameras=("corner2",)))
+                shard.add(reaching(name))
         finish_store(root / split / "expert")
     run("train", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.data.root={root}", "--noprogress")
     return workdir

@@ -63,11 +63,11 @@ def run(arguments: list[str]) -> float:
 
 def digests(samples: Path, data: Path) -> dict[str, Any]:
     """What is equal to what, by content: records of Bridge's two files, and episodes of the two sides of each store."""
-    from data_pipelines.datasets import get_dataset
+    from data_pipelines.sources.rlds import Rlds
 
     files = []
     for split in ("train", "val"):
-        source = get_dataset("bridge").open(samples / BRIDGE, split=split)
+        source = Rlds(samples / BRIDGE, split=split, layout="bridge_dataset")
         files.append([source.digest(i) for i in range(len(source))])
     train, val = (set(file) for file in files)
     out: dict[str, Any] = {
