@@ -2,10 +2,14 @@
 
     python -m experiments.evaluate --checkpoint runs/demo --report
     python -m experiments.evaluate --checkpoint runs/demo --mode joint --tasks window-open --episodes 20 --seed 1
+    python -m experiments.evaluate --checkpoint runs/demo --open_loop
 
 With `--report`: policy and joint mode, random actions, blind replay, swapped instructions, forward and inverse
 dynamics on the held-out stores; fills metrics.json and eval/ of the run, which `experiments.report` turns into a page.
 What is already there for the same checkpoint and settings is reused.
+
+With `--open_loop`: no simulator; how far the policy's actions are from those of held-out episodes, for every robot of
+the run, against predicting the mean. Writes open_loop.json.
 """
 
 from __future__ import annotations
@@ -23,7 +27,12 @@ from absl import flags
 from experiments import cli
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory that holds checkpoints/.")
-_MODE = flags.DEFINE_enum("mode", "policy", ["policy", "joint"], "How the policy samples.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "policy",
+    ["policy", "joint", "inverse"],
+    "How actions are sampled; inverse, from the video that follows, open loop alone.",
+)
 _TASKS = flags.DEFINE_list("tasks", None, "Tasks; by default those of the training recipe.")
 _EPISODES = flags.DEFINE_integer("episodes", None, "Layouts per task; by default the recipe's.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", None, "Sampler steps of a chunk; by default the policy's.", lower_bound=1)
@@ -32,9 +41,11 @@ _EXECUTE = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the policy's noise.", lower_bound=0, upper_bound=65535)
 _SPLIT = flags.DEFINE_enum(
-    "split", "test", ["validation", "test"], "Layouts: validation for choices, test for results."
-)
+    "split", None, ["validation", "test"],
+    "Layouts: validation for choices, test for results (the default). Open loop: stores, by default validation.",
+)  # fmt: skip
 _REPORT = flags.DEFINE_bool("report", False, "Evaluate everything and write metrics.json and eval/.")
+_OPEN_LOOP = flags.DEFINE_bool("open_loop", False, "Compare actions with those of held-out episodes; no simulator.")
 _WORKERS = flags.DEFINE_integer("workers", 2, "Simulator processes.", lower_bound=1)
 
 WINDOWS = 160
@@ -164,27 +175,13 @@ class Evaluation:
 
     def _windows(self, kind: str) -> tuple[dict[str, np.ndarray], list[str]]:
         """Up to WINDOWS windows of the split's store whose frames and actions are all real, evenly spaced."""
-        from data_pipelines.mixture import stack
         from data_pipelines.store import ClipStore
-        from data_pipelines.transforms import ToSample
-        from data_pipelines.windows import Windows
-        from experiments.recipe import window_config
+        from experiments.held_out import batch_of, data_root, windows_of
 
-        data, policy = self.config["data"], self.policy
-        root = Path(data["root"]) if data["root"] else self.workdir / "data"
-        directory = root / self.split / kind
+        directory = data_root(self.policy, self.workdir) / self.split / kind
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory} is missing: dynamics are measured on held-out data; collect it first")
-        store = ClipStore(directory)
-        config = window_config(data, policy.camera_table, kind, control_hz=store.manifest["control_hz"])
-        windows = Windows(store, config)
-        names = [e["spec"]["name"] for e in policy.assets["embodiments"]]
-        robots = {name: policy.embodiment(name) for name in names if name != "none"}
-        h, w = policy.tokenizer.image_size
-        sample = ToSample(
-            policy.config.batch_spec(h, w, policy.text_config.tokens), {kind: windows},
-            {name: robot.normalizers for name, robot in robots.items()}, names, policy.encode_text,
-        )  # fmt: skip
+        windows = windows_of(self.policy, ClipStore(directory), kind)
         whole = [
             i
             for i in range(len(windows))
@@ -195,10 +192,7 @@ class Evaluation:
         if len(whole) < 2:
             raise ValueError(f"{directory} has {len(whole)} whole windows; dynamics need at least 2")
         chosen = [whole[i] for i in np.linspace(0, len(whole) - 1, min(WINDOWS, len(whole))).astype(int)]
-        source = self.policy.assets["sources"].index(kind) if kind in self.policy.assets["sources"] else 0
-        batch = stack([sample(windows[i], 0) for i in chosen])
-        batch["source"][:] = source
-        return batch, [windows.meta(i)["task"] for i in chosen]
+        return batch_of(self.policy, windows, kind, chosen), [windows.meta(i)["task"] for i in chosen]
 
     def _save_windows(self, kind: str, batch: dict, tasks: list[str], frames: dict, actions: dict) -> None:
         robot = self.policy.embodiment(self.policy.embodiments[0])
@@ -262,6 +256,20 @@ def evaluate_all(evaluation: Evaluation) -> dict[str, Any]:
     return metrics
 
 
+def _open_loop(workdir: Path) -> None:
+    from experiments.open_loop import evaluate_open_loop
+    from wam.evaluation.open_loop import table
+
+    others = {"report": _REPORT, "tasks": _TASKS, "episodes": _EPISODES, "execute_steps": _EXECUTE}
+    if given := [name for name, flag in others.items() if flag.value]:
+        raise ValueError(f"--{given[0]} is of the closed loop, --open_loop takes --mode, --steps, --split and --seed")
+    result = evaluate_open_loop(
+        workdir, mode=_MODE.value, steps=_STEPS.value, split=_SPLIT.value or "validation", seed=_SEED.value
+    )
+    print(table(result))
+    print(f"evaluate: wrote {workdir / 'open_loop.json'}")
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"evaluate: unknown argument {argv[1]!r}; see --help")
@@ -271,9 +279,14 @@ def main(argv: list[str]) -> None:
     try:
         if shutil.disk_usage(workdir if workdir.exists() else ".").free < 50e6:
             raise OSError(f"less than 50 MB are free at {workdir}: the results would not fit")
+        if _OPEN_LOOP.value:
+            _open_loop(workdir)
+            return
+        if _MODE.value == "inverse":
+            raise ValueError("--mode inverse reads the video that follows, which only --open_loop has")
         evaluation = Evaluation(
             workdir, tasks=_TASKS.value, episodes=_EPISODES.value, steps=_STEPS.value, seed=_SEED.value,
-            split=_SPLIT.value, workers=_WORKERS.value, execute_steps=_EXECUTE.value,
+            split=_SPLIT.value or "test", workers=_WORKERS.value, execute_steps=_EXECUTE.value,
         )  # fmt: skip
         if _REPORT.value:
             evaluate_all(evaluation)

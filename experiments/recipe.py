@@ -131,10 +131,10 @@ class Recipe:
     def by_shape(self) -> tuple[ModelConfig, BatchSpec]:
         """The model and its batches by shape, from the recipe alone: as `load_data` will find them in what it collects.
 
-        A recipe that collects nothing states it: data.image_size, data.embodiments (names of robots) and, where not all
-        cameras are among the views, data.cameras. ValueError if it does not, so that only data could tell.
+        A recipe that does not collect all it trains on states it: data.image_size, data.embodiments (names of robots)
+        and, where not all cameras are among the views, data.cameras. ValueError if only data could tell.
         """
-        if not {"sim", "collect"} <= set(self.config):
+        if "embodiments" in self.config.data or not {"sim", "collect"} <= set(self.config):
             return self._stated_shape()
         sim = self.config.sim
         robot, size = embodiment_of(sim.name), env_factory(sim.name, sim.get("render", {})).keywords["render"].size

@@ -22,11 +22,13 @@ from wam.tokenizers.patch_pca import PatchPCA
 from wam.training import finetune, memory, optimizer, state, step
 
 RECIPES = sorted(p.stem for p in pathlib.Path("experiments/configs").glob("*.py") if p.stem != "__init__")
-VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "wan1b_finetune:lora", "wan14b_dreamzero:i2v",
-            "wan5b_dreamzero:released", "wan14b_dreamzero:released"]  # fmt: skip
+VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "real_mixture:tiny", "wan1b_finetune:lora",
+            "wan14b_dreamzero:i2v", "wan5b_dreamzero:released", "wan14b_dreamzero:released"]  # fmt: skip
 PARAMETERS = {
     "debug": (4e4, 1e5),
     "demo": (1e6, 4e6),
+    "real_mixture": (1e6, 4e6),
+    "real_mixture:tiny": (4e4, 2e5),
     "metaworld_mt10": (1.1e8, 1.8e8),
     "metaworld_mt50": (1.1e8, 1.8e8),
     "small": (1.1e8, 1.8e8),
@@ -78,7 +80,7 @@ def test_recipe_builds_by_shape(recipe_name):
         apply, params = state.split(state.build(model, recipe.finetune.lora))
         params, frozen = finetune.divide(params, finetune.frozen_paths(recipe.finetune, flatten(params)))
         tokenizer = empty_tokenizer(recipe, spec.height, model.cameras)
-        train_step = step.make_train_step(apply, recipe.objective, recipe.optimizer, sources=3,
+        train_step = step.make_train_step(apply, recipe.objective, recipe.optimizer, sources=len(recipe.sources),
                                           learning_rates=recipe.finetune.learning_rates)  # fmt: skip
         start = state.init_state(params, transform, steps=10, seed=0)
         return train_step(start, batch, state.Fixed(frozen, tokenizer))
@@ -89,7 +91,7 @@ def test_recipe_builds_by_shape(recipe_name):
     assert sum(trained.values()) == state.count(new.params)
     counts = memory.param_counts(model)
     parameters = sum(counts.values())
-    low, high = PARAMETERS[name]
+    low, high = PARAMETERS.get(recipe_name, PARAMETERS[name])
     assert low < parameters < high, f"{parameters:,} parameters"
     if not recipe.finetune.freeze:
         assert trained == counts

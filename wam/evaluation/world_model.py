@@ -58,14 +58,15 @@ def _db(mse: np.ndarray) -> np.ndarray:
     return -10 * np.log10(np.maximum(mse, 1e-10))
 
 
-def _batched(policy: Policy, batch: Batch, program: sampler.Program, size: int, pixels: bool) -> np.ndarray:
-    """Generates for all rows in static batches; noise keyed by the sample ids. Returns pixels or actions."""
+def generate_all(policy: Policy, batch: Batch, program: sampler.Program, size: int, pixels: bool,
+                 seed: int = 0) -> np.ndarray:  # fmt: skip
+    """Generates for all rows in static batches; noise keyed by the sample ids and `seed`. Returns pixels or actions."""
     count = len(batch["source"])
     parts = []
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
         part = {name: array[rows] for name, array in batch.items()}
-        ids = np.concatenate([part["sample_id"], np.zeros((size, 1), np.uint32)], 1)
+        ids = np.concatenate([part["sample_id"], np.full((size, 1), seed, np.uint32)], 1)
         out = policy.generate(part, ids, program)
         value = policy.pixels(out, part) if pixels else out.action
         parts.append(np.asarray(value)[: count - start])
@@ -102,11 +103,11 @@ def forward_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
     first = real[:, :, :1]
     frames = {"real": real}
     for case, action in actions.items():
-        predicted = _batched(policy, {**batch, "action": action}, program, size, pixels=True)
+        predicted = generate_all(policy, {**batch, "action": action}, program, size, pixels=True)
         frames[case] = np.concatenate([first, predicted], axis=2)
     frames["copy_last"] = np.repeat(first, real.shape[2], axis=2)
     # The tokenizer's ceiling: video given, so that sampling returns the real latents.
-    given = _batched(policy, batch, sampler.program("inverse", 1), size, pixels=True)
+    given = generate_all(policy, batch, sampler.program("inverse", 1), size, pixels=True)
     frames["ceiling"] = np.concatenate([first, given], axis=2)
 
     target = real[:, :, 1:].astype(np.float32) / 255
@@ -147,9 +148,9 @@ def inverse_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
     swapped = np.concatenate([batch["video"][:, :, :1], batch["video"][other][:, :, 1:]], axis=2)
     program = sampler.program("inverse", 1)
     guesses = {
-        "r2": _batched(policy, batch, program, size, pixels=False),
-        "r2_wrong_video": _batched(policy, {**batch, "video": swapped}, program, size, pixels=False),
-        "policy_r2": _batched(policy, batch, sampler.program("policy", 1), size, pixels=False),
+        "r2": generate_all(policy, batch, program, size, pixels=False),
+        "r2_wrong_video": generate_all(policy, {**batch, "video": swapped}, program, size, pixels=False),
+        "policy_r2": generate_all(policy, batch, sampler.program("policy", 1), size, pixels=False),
     }
     spec = policy._embodiments[int(batch["embodiment"].max())].spec
     moves = [i for i, kind in enumerate(spec.model_action_kinds) if kind != "gripper"]
