@@ -46,8 +46,11 @@ OURS, LEROBOT, TENSORFLOW = "tools.bench.data_ours", "tools.bench.peers.lerobot_
 SIDES = {"store": OURS, "lerobot": OURS, "recorded": OURS, "rlds": OURS,
          "lerobot peer": LEROBOT, "recorded peer": LEROBOT, "rlds peer": TENSORFLOW}  # fmt: skip
 PEERS = {LEROBOT: ("lerobot", ".venv-lerobot/bin/python"), TENSORFLOW: ("tensorflow", ".venv-tensorflow/bin/python")}
-FILES = {"lerobot": "as published, h264, a keyframe every 250 frames",
-         "recorded": "as LeRobot's recorder encodes, h264, a keyframe every 2 frames", "rlds": "JPEG, TFRecord"}  # fmt: skip
+FILES = {
+    "lerobot": "as published, h264, a keyframe every 250 frames",
+    "recorded": "as LeRobot's recorder encodes, h264, a keyframe every 2 frames",
+    "rlds": "JPEG, TFRecord",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +247,9 @@ def table(case: Case, comparison: Comparison, blocks: dict, said: dict[str, str]
     )))  # fmt: skip
 
     def row(what: str, unit: str, cores: int, value: Any, train: bool = False, note: str = about) -> dict[str, Any]:
-        ours, theirs = ([value(block) for block in blocks[side, cores, train]] for side in (comparison.ours, peer))
+        ours, theirs = (
+            [value(block) for block in blocks.get((side, cores, train), [])] for side in (comparison.ours, peer)
+        )
         title = PEERS[SIDES[peer]][0] if peer else ""
         return harness.row(f"{name}, {cores} core{'s' * (cores > 1)}: {what}", unit, ours, peer=title, theirs=theirs,
                            note=note)  # fmt: skip
@@ -255,8 +260,9 @@ def table(case: Case, comparison: Comparison, blocks: dict, said: dict[str, str]
         rows.append(row("CPU time a window", "CPU ms", cores, lambda block: 1e3 * block["cpu"]))
     rows.append(row("memory", "MiB", CORES[-1], lambda block: block["bytes"] / 2**20,
                     note="of the process and its workers, what they share counted once"))  # fmt: skip
-    if blocks[comparison.ours, CORES[-1], True] and (not peer or blocks[peer, CORES[-1], True]):
-        alone = np.median([block["alone"] for block in blocks[comparison.ours, CORES[-1], True]])
+    trained = blocks.get((comparison.ours, CORES[-1], True), [])
+    if trained and (not peer or (peer, CORES[-1], True) in blocks):
+        alone = np.median([block["alone"] for block in trained])
         note = (f"a step of {1e3 * alone:.0f} ms (numpy products on one thread) after every batch of {BATCH}, on the "
                 "same cores")  # fmt: skip
         rows.append(row("step while training", "ms", CORES[-1], lambda block: 1e3 * block["step"], True, note))

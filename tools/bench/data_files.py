@@ -2,7 +2,8 @@
 
 `write_lerobot`: v3.0, all episodes in one parquet file and one video, as LeRobot's converter lays them out; the
 published packets as they are (h264, a keyframe every 250 frames), or encoded anew as LeRobot's recorder does when told
-vcodec=h264 (a keyframe every 2 frames, crf 30). `write_rlds`: what TFDS stores, JPEG frames, one record an episode. `write_store`: ours.
+vcodec=h264 (a keyframe every 2 frames, crf 30). `write_rlds`: what TFDS stores, JPEG frames, one record an episode.
+`write_store`: ours.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from data_pipelines.mixture import Mixture
 from data_pipelines.resize import fit_image
@@ -71,12 +72,13 @@ class FromStore:
 
 
 class InPlace:
-    """A `data_side.Loader`: random windows through `Source.frames` on threads, resized as ingest does.
+    """A `data_side.Loader`: random windows through `Source.frames` on threads.
 
-    States and actions of all episodes are read once and kept, as a store's are.
+    Batches are resized with the peers' filter, bilinear and antialiased; single clips with that of ingest, as the store
+    is. States and actions of all episodes are read once and kept, as a store's are.
     """
 
-    note = "read in place with the reader that ingest uses, on threads"
+    note = "read in place with the reader that ingest uses, on threads; bilinear antialiased resize on both sides"
 
     def __init__(self, spec: dict[str, Any]):
         self.source = source_of(spec)
@@ -105,7 +107,7 @@ class InPlace:
         for clip, window in zip(video, windows, strict=True):
             episode, first, images = self._decoded(window)
             for place, image in zip(clip, images, strict=True):
-                place[...] = fit_image(image, self.size, "stretch")
+                place[...] = Image.fromarray(image).resize(self.size, Image.Resampling.BILINEAR)
             state, action = self.lowdim[episode].state, self.lowdim[episode].action
             assert state is not None
             assert action is not None
@@ -140,9 +142,8 @@ class InPlace:
             pool.shutdown(cancel_futures=True)
 
     def clip(self, window: int, resized: bool) -> np.ndarray:
-        if resized:
-            return self._make([window])["video"][0]
-        return self._decoded(window)[2]
+        images = self._decoded(window)[2]
+        return np.stack([fit_image(image, self.size, "stretch") for image in images]) if resized else images
 
 
 def source_of(spec: dict[str, Any]) -> Source:

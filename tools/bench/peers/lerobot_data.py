@@ -36,7 +36,7 @@ class LeRobotLoader:
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torchcodec", "torch"))
         self.note = (
             f"LeRobotDataset ({self.dataset.video_backend}), DataLoader with a worker a core and prefetch_factor 2; "
-            f"bilinear antialiased resize; {versions}"
+            f"{versions}"
         )
 
     @contextlib.contextmanager

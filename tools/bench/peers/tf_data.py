@@ -51,7 +51,7 @@ class RldsLoader:
         self.path, self.ends = str(path), np.cumsum(self.episodes)
         self.note = (
             f"tf.data of TensorFlow {tf.__version__}: episodes parsed whole, interleaved, windows decoded in parallel "
-            "maps, one thread a core; Lanczos antialiased resize"
+            "maps, one thread a core"
         )
 
     def _parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -82,7 +82,7 @@ class RldsLoader:
         video = tf.stack([tf.io.decode_jpeg(window["video"][i], channels=3) for i in range(self.spec["frames"])])
         if resized:
             size = (self.spec["size"], self.spec["size"])
-            video = tf.image.resize(video, size, method="lanczos3", antialias=True)
+            video = tf.image.resize(video, size, method="bilinear", antialias=True)
             video = tf.cast(tf.clip_by_value(tf.round(video), 0, 255), tf.uint8)
         return window | {"video": video}
 
