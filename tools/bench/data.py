@@ -14,7 +14,7 @@ run in environments of their own, made once:
 
 Before anything is timed, both sides must give the same frames: of foreign files as decoded, of the store, whose h264 is
 lossy, by signal to noise. Then blocks alternate. Every block starts its threads or workers anew and is timed from when
-each has delivered twice; nothing is kept decoded between windows, and the files lie in the page cache for both sides.
+each has delivered twice. The files lie in the page cache for both sides.
 """
 
 from __future__ import annotations

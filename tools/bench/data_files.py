@@ -123,10 +123,13 @@ def _join(out: Path, paths: Sequence[Path], frames: Sequence[int]) -> None:
             with av.open(str(path)) as part:
                 own = part.streams.video[0]
                 stream = stream or container.add_stream_from_template(own)
+                assert own.time_base
                 ticks = Fraction(1, FPS) / own.time_base
                 assert ticks.denominator == 1
                 for packet in part.demux(own):
                     if packet.size:
+                        assert packet.pts is not None
+                        assert packet.dts is not None
                         packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
                         packet.stream = stream
                         container.mux(packet)

@@ -50,7 +50,7 @@ def windows_of(store: str, spec: dict[str, Any], *, frames: int, cache_bytes: in
 class FromStore:
     """A `data_side.Loader`: `Windows` -> `ToSample` -> `Mixture`, as `experiments.train` reads."""
 
-    note = "no decoded frame is kept from one window to the next, as in a dataset much larger than memory"
+    note = "no decoded frames are kept but those of the last clip read, as in a dataset much larger than memory"
 
     def __init__(self, spec: dict[str, Any]):
         self.windows = windows_of(spec["path"], spec, frames=spec["frames"])
