@@ -72,12 +72,15 @@ class Feature:
     def __init__(self, data: memoryview, number: int, start: int, stop: int):
         self.kind = KINDS.get(number, "empty")
         self._data, self._start, self._stop = data, start, stop
+        self._strings: list[memoryview] | None = None  # found once: there is one for every frame of the episode
 
     def byte_strings(self) -> list[memoryview]:
         """The strings of a "bytes" list; views, not copies."""
         if self.kind not in ("bytes", "empty"):
             raise ValueError(f"holds {self.kind}, not bytes")
-        return [self._data[a:b] for a, b in _messages(self._data, self._start, self._stop, 1)]
+        if self._strings is None:
+            self._strings = [self._data[a:b] for a, b in _messages(self._data, self._start, self._stop, 1)]
+        return self._strings
 
     def numbers(self) -> np.ndarray:
         """The numbers of a "float" or "int64" list: f32 or int64 [n]."""

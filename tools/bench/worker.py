@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+"""request to answer, both JSON-able"""
 
 
 class Side(Protocol):
@@ -71,10 +73,10 @@ def read_arrays(spec: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
     return out
 
 
-def serve(make: Callable[[dict[str, Any]], Side]) -> None:
-    """Runs a child: `make(spec)` with the JSON file named on the command line, then one answer for every request.
+def converse(begin: Callable[[dict[str, Any]], tuple[dict[str, Any], Answer]]) -> None:
+    """Runs a child.
 
-    Its first message holds the metrics of the first steps and the seconds of the very first, which compiles.
+    `begin(spec)`, with the JSON file named on the command line, gives its first message and what answers requests.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -82,27 +84,42 @@ def serve(make: Callable[[dict[str, Any]], Side]) -> None:
     def say(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message) + "\n")
 
-    spec = json.loads(Path(sys.argv[1]).read_text())
     try:
+        first, answer = begin(json.loads(Path(sys.argv[1]).read_text()))
+        say(first)
+        for line in sys.stdin:
+            say(answer(json.loads(line)))
+    except Exception as error:
+        # The parent ends with this one sentence; the traceback is in the log.
+        say({"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"})
+        raise
+
+
+def serve(make: Callable[[dict[str, Any]], Side]) -> None:
+    """Runs a child that takes steps.
+
+    Its first message holds the metrics of the first steps and the seconds of the very first, which compiles.
+    """
+
+    def begin(spec: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
         side = make(spec)
         start = time.perf_counter()
         metrics = [side.step()]
         first = time.perf_counter() - start
         metrics += [side.step() for _ in range(spec["checked_steps"] - 1)]
         forget_peak()
-        say({"metrics": metrics, "first_step": first, "note": side.note})
-        for line in sys.stdin:
-            request = json.loads(line)
+
+        def answer(request: dict[str, Any]) -> dict[str, Any]:
             ceiling = side.matmul(request["matmul"])
             start = time.perf_counter()
             side.steps(request["steps"])
             seconds = (time.perf_counter() - start) / request["steps"]
             peak = side.peak_bytes()
-            say({"step": seconds, "ceiling": ceiling, "peak": peak_resident_bytes() if peak is None else peak})
-    except Exception as error:
-        # The parent ends with this one sentence; the traceback is in the log.
-        say({"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"})
-        raise
+            return {"step": seconds, "ceiling": ceiling, "peak": peak_resident_bytes() if peak is None else peak}
+
+        return {"metrics": metrics, "first_step": first, "note": side.note}, answer
+
+    converse(begin)
 
 
 class WorkerError(RuntimeError):
@@ -112,11 +129,11 @@ class WorkerError(RuntimeError):
 class Worker:
     """The parent's end: starts `python -m module SPEC` and waits for its first message."""
 
-    def __init__(self, module: str, spec: Path, *, log: Path, env: dict[str, str]):
+    def __init__(self, module: str, spec: Path, *, log: Path, env: dict[str, str], python: str = sys.executable):
         self.module, self.log = module, log
         with log.open("a") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, str(spec)], cwd=ROOT, env=env, text=True,
+                [python, "-m", module, str(spec)], cwd=ROOT, env=env, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
             )  # fmt: skip
         try:
@@ -124,8 +141,8 @@ class Worker:
         except BaseException:
             self.stop()
             raise
-        self.metrics: list[dict[str, float]] = ready["metrics"]
-        self.first_step: float = ready["first_step"]
+        self.metrics: list[dict[str, float]] = ready.get("metrics", [])
+        self.first_step: float = ready.get("first_step", 0.0)
         self.note: str = ready["note"]
 
     def _hear(self) -> dict[str, Any]:
@@ -139,12 +156,15 @@ class Worker:
             raise WorkerError(f"{self.module}: {message['error']}")
         return message
 
-    def block(self, steps: int, matmul: int) -> dict[str, float]:
-        """{"step": seconds a step, "ceiling": TFLOP/s of a matmul just before, "peak": bytes}."""
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"steps": steps, "matmul": matmul}) + "\n")
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self._hear()
+
+    def block(self, steps: int, matmul: int) -> dict[str, float]:
+        """{"step": seconds a step, "ceiling": TFLOP/s of a matmul just before, "peak": bytes}."""
+        return self.ask({"steps": steps, "matmul": matmul})
 
     def stop(self) -> None:
         """Ends the child: it leaves when its input closes."""
