@@ -17,10 +17,10 @@ chunk of 8 actions lasts 1.6, 0.4 and 0.1 seconds. Of Bridge every fifth episode
 of DROID the third camera, of Meta-World layouts of their own.
 
 Result (tools/prove/results/real_mixture.json): three minutes on two quiet cores; every loss falls, of training and of
-validation. Of the mean's squared error the policy's falls short by 39 % on Meta-World, 34 % on GR-1 (its hand; of its
-arms the mean motion is known better) and 2 % on Bridge, an interval that includes nothing: twenty episodes of two
-seconds teach when to close the gripper and little else. What keeps the model from learning them by heart was chosen on
-training episodes alone.
+validation. The policy's squared error is below that of the mean by 39 % on Meta-World, by 34 % on GR-1 (its hand; the
+mean motion of its arms is the better guess) and by 2 % on Bridge, which may be chance (95 %: -18 to 20): twenty
+episodes of two seconds teach when to close the gripper and little else. What keeps the model from learning them by
+heart was chosen on training episodes alone.
 
 `real_mixture.py:tiny` is the same at its smallest, for the tests: seconds, with images of 32 pixels.
 """
