@@ -49,7 +49,7 @@ _OPEN_LOOP = flags.DEFINE_bool("open_loop", False, "Compare actions with those o
 _WORKERS = flags.DEFINE_integer("workers", 2, "Simulator processes.", lower_bound=1)
 
 WINDOWS = 160
-DEMONSTRATIONS = 25
+DEMONSTRATIONS = 25  # a task, for blind replay
 
 
 class Evaluation:
@@ -138,9 +138,8 @@ class Evaluation:
             ).astype(np.float32)
             for task, layouts in self.layouts.items()
         }
-        demonstrations = closed_loop.expert_demonstrations(
-            self.make_env, self._layouts(self.seeds["train"], DEMONSTRATIONS), settings
-        )
+        shown = self._layouts(self.seeds["train"], self.options.get("demonstrations", DEMONSTRATIONS))
+        demonstrations = closed_loop.expert_demonstrations(self.make_env, shown, settings)
         delta = [kind == "delta" for kind in spec.action_kinds]
         blind = {}
         for task, layouts in self.layouts.items():

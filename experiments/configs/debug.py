@@ -33,5 +33,5 @@ def get_config() -> ConfigDict:
     config.objective.update(policy_draws=2)
     config.optimizer.update(warmup_steps=5)
     config.train.update(steps=20, batch_size=8, log_every=1, eval_every=10, checkpoint_every=10)
-    config.evaluate.update(episodes=2, max_steps=130)
+    config.evaluate.update(episodes=2, max_steps=130, demonstrations=2)
     return config

@@ -122,6 +122,7 @@ def _demo() -> ConfigDict:
                 "episodes": 40,
                 "max_steps": 250,
                 "execute_steps": 8,
+                "demonstrations": 25,  # whose mean blind replay plays, for each task
                 "swap": ("faucet-open", "faucet-close"),
             },
         }

@@ -99,19 +99,3 @@ def test_two_processes_train_stop_and_resume_like_one(train, train_two, tmp_path
             assert row["loss"] == pytest.approx(expected[row["step"]], rel=1e-4)
     assert whole[-1]["step"] == steps and whole[-1]["loss"] == pytest.approx(expected[steps], rel=0.02)
     assert data_state(run, steps) == data_state(tmp_path / "alone", steps)
-
-
-def test_a_context_axis_over_two_processes(debug_run, train_two, tmp_path):
-    """Both read the same rows, and the run is that of a single device: its losses and its place in the data."""
-    run = tmp_path / "run"
-    both = train_two("run", "--config.mesh.context=2", "--config.train.eval_every=1000",
-                     "--config.train.checkpoint_every=1000")  # fmt: skip
-    while len(train_rows(run)) < 2 and both[0].poll() is None:
-        time.sleep(0.01)
-    both[0].send_signal(signal.SIGTERM)
-    for process in both:
-        ended(process)
-    found, expected = ({row["step"]: row["loss"] for row in train_rows(w)[:2]} for w in (run, debug_run))
-    assert found == pytest.approx(expected, rel=1e-3) and list(found) == [1, 2]
-    stopped = train_rows(run)[-1]["step"]
-    assert data_state(run, stopped)["grain"] == {"next_index": stopped}
