@@ -16,6 +16,16 @@ def differences(before: Any, now: Any) -> str:
     return "; ".join(found[:_SHOWN]) + more
 
 
+def first_difference(before: Any, now: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """(field, before, now) of the first field, by name, in which two JSON values differ; lists are compared whole."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted(set(before) | set(now)):
+            if found := first_difference(before.get(key), now.get(key), f"{path}.{key}".lstrip(".")):
+                return found
+        return None
+    return None if before == now else (path, before, now)
+
+
 def _walk(before: Any, now: Any, path: str) -> Iterator[str]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys([*before, *now]):

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.datasets import get_dataset
+from data_pipelines.differences import first_difference
 from data_pipelines.resize import FACTS, FITS
 from data_pipelines.selection import Ranges, find_ranges, read_ranges
 from data_pipelines.sources.source import BadEpisode, Source
@@ -254,11 +255,7 @@ def jobs_of(plan: Mapping, config: IngestConfig, stores: Mapping[str, pathlib.Pa
     ]
 
 
-def difference(before: Any, now: Any, name: str = "") -> str | None:
+def difference(before: Any, now: Any) -> str | None:
     """The first setting that differs, in words; None if none does."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted(set(before) | set(now)):
-            if found := difference(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")):
-                return found
-        return None
-    return None if before == now else f"{name} was {before}, now it is {now}"
+    found = first_difference(before, now)
+    return found and f"{found[0]} was {found[1]}, now it is {found[2]}"

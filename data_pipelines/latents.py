@@ -25,6 +25,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
+from data_pipelines.differences import first_difference
 from data_pipelines.records import pack_array, unpack_array
 from data_pipelines.shard_reader import Shards
 from data_pipelines.shards import INDEX, SHARD, file_sha256, fsync_rename, write_atomically
@@ -89,14 +90,10 @@ def key_of(tokenizer: TokenizerFacts, window: Mapping[str, Any]) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
-def difference(there: Any, here: Any, path: str = "") -> str:
+def difference(there: Any, here: Any) -> str:
     """The first field in which two JSON values differ, in words; empty if they are equal."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in sorted(there.keys() | here.keys()):
-            if found := difference(there.get(name), here.get(name), f"{path}.{name}".lstrip(".")):
-                return found
-        return ""
-    return "" if there == here else f"{path}: {there} there, {here} here"
+    found = first_difference(there, here)
+    return f"{found[0]}: {found[1]} there, {found[2]} here" if found else ""
 
 
 def begin(store_dir, plan: Plan) -> pathlib.Path:
