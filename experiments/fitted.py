@@ -16,6 +16,7 @@ import numpy as np
 from data_pipelines.lead import fit_lead
 from data_pipelines.stats import Statistics, fit_statistics
 from data_pipelines.windows import Windows
+from experiments.run_record import write_json
 from wam.config import TokenizerConfig
 from wam.models.joint_dit import JointDiT
 from wam.pretrained.video_tokenizers import wan_tokenizer
@@ -49,8 +50,7 @@ class Fitted:
             "embodiments": self.embodiments,
             "hashes": self.hashes,
         }
-        (directory / "fitted.json.tmp").write_text(json.dumps(facts, indent=1))
-        (directory / "fitted.json.tmp").replace(directory / "fitted.json")
+        write_json(directory / "fitted.json", facts)
 
     @classmethod
     def load(cls, directory: Path) -> Fitted:

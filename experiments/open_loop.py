@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ def evaluate_open_loop(workdir: Path, *, mode: str, steps: int | None, split: st
     """
     from experiments.held_out import batch_of, check_held_out, data_root, mean_action, windows_of
     from experiments.recipe import open_stores
+    from experiments.run_record import write_json
     from wam.diffusion.sampler import program
     from wam.evaluation.open_loop import open_loop
     from wam.policy import DEFAULT_STEPS, load_policy
@@ -57,9 +57,7 @@ def evaluate_open_loop(workdir: Path, *, mode: str, steps: int | None, split: st
         result["sources"][name] = row
     if not result["sources"]:
         raise ValueError(f"{root / split} has no source with actions to compare: {result['left_out']}")
-    temporary = workdir / "open_loop.json.tmp"
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(workdir / "open_loop.json")
+    write_json(workdir / "open_loop.json", result)
     return result
 
 

@@ -76,7 +76,12 @@ def shares_asked(history: Sequence[Mapping[str, Any]], steps: int) -> dict[str, 
 
 
 def write_record(workdir: Path, record: Mapping[str, Any]) -> None:
-    """Writes `config.json`, whole or not at all."""
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(record, indent=1))
-    temporary.replace(workdir / "config.json")
+    """Writes `config.json`."""
+    write_json(workdir / "config.json", record)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file of a run, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    temporary.replace(path)
