@@ -69,6 +69,9 @@ class ModelConfig:
     """Latent frames per second; scales seconds to temporal RoPE positions."""
 
     chunks: int = 1
+    """M: chunks of a training sample, each predicted from the clean ones before it."""
+    history_chunks: int = 0
+    """Newest clean chunks that a chunk sees; 0: as many as a training sample has."""
     action_horizon: int = 16
     steps_per_token: int = 4
     """Control steps an action token holds."""
@@ -168,6 +171,11 @@ class ModelConfig:
     def frames_per_chunk(self) -> int:
         """Latent frames a chunk predicts."""
         return (self.latent_frames - 1) // self.chunks
+
+    @property
+    def window(self) -> int:
+        """Clean chunks that a chunk sees, the current observation among them."""
+        return self.history_chunks or self.chunks
 
     @property
     def video_frames(self) -> int:

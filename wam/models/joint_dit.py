@@ -34,6 +34,7 @@ from wam.config import ModelConfig
 from wam.models.blocks import ExpertBlock, OutputHead
 from wam.models.conditions import ImageInput, TextInput
 from wam.models.dynamics_paths import Constant, Embodiments, ForwardPath, InversePath, accumulate
+from wam.models.history import Ring, recall
 from wam.models.layers import EmbodimentBank, Linear, SigmaEmbedder
 from wam.models.placement import place_tokens
 from wam.models.registers import EmbodimentMLP, TimedEmbodimentMLP
@@ -113,10 +114,20 @@ class JointDiT(nnx.Module):
 
     # ------------------------------------------------------------------- parts
 
-    def context(self, obs: Observation) -> Context:
-        """The observation as `denoise` reads it: in inference once, for all steps."""
+    def context(self, obs: Observation, ring: Ring | None = None) -> Context:
+        """The observation as `denoise` reads it: in inference once, for all steps.
+
+        With a `ring` it is the newest chunk of a session, which also sees what the ring holds.
+        """
         given, streams, read = self._observed(obs)
-        _, keys = self._layers(given, streams, **read, keep=True)
+        past = None
+        if ring is not None:
+            chunk = (
+                obs.video_time[:, self.config.frames_per_chunk * self.config.frames_per_latent] - obs.video_time[:, 0]
+            )
+            past, seen = recall(ring, self.config, chunk)
+            given = given._replace(masks=given.masks | {"history": jnp.concatenate([seen, given.masks["history"]], 1)})
+        _, keys = self._layers(given, streams, **read, past=past, keep=True)
         return Context(given, keys)
 
     def denoise(self, context: Context, noisy: Noisy) -> Outputs:
@@ -153,7 +164,15 @@ class JointDiT(nnx.Module):
             text, text_mask = text * text_mask[..., None], jnp.ones_like(text_mask)
         share = text_mask / text_mask.sum(-1, keepdims=True)
         pooled = jnp.einsum("BL,BLD->BD", share, text)
-        last = np.arange(1 + (F - 1) // cfg.frames_per_chunk) * cfg.frames_per_chunk  # latent frame of each clean chunk
+        seen = jnp.tile(obs.view_mask, (1, F))
+        if obs.seconds is None:
+            last = np.arange(1 + (F - 1) // cfg.frames_per_chunk) * cfg.frames_per_chunk  # of each clean chunk
+            is_first, seconds = jnp.arange(F)[None] == 0, self._latent_time(obs.video_time)[:, :F]
+        else:
+            assert obs.seen is not None
+            assert obs.opens is not None
+            last, is_first, seconds = np.array([F - 1]), jnp.repeat(obs.opens[:, None], F, axis=1), obs.seconds
+            seen = seen & rearrange(obs.seen, "B F V -> B (F V)")
         current = obs.latents[:, np.array(cfg.target_views)][:, :, last]
         given = Given(
             observation=obs,
@@ -161,14 +180,14 @@ class JointDiT(nnx.Module):
             | {name: linear(pooled)[:, None, None] for name, linear in self.text_condition.items()},
             current=rearrange(current, "B v M P C -> B M v P C"),
             masks={
-                "history": jnp.tile(obs.view_mask, (1, F))[..., None],
+                "history": seen[..., None],
                 "video": jnp.tile(obs.view_mask[:, np.array(cfg.target_views)], (1, cfg.latent_frames - 1))[..., None],
                 "state": obs.state_mask.any(-1)[..., None],
             },
             text_mask=text_mask,
         )
-        gain = jnp.where((jnp.arange(F) == 0)[:, None], self.context_gain[...][0], self.context_gain[...][1])
-        frames = [obs.latents * gain[:, None]]
+        gain = jnp.where(is_first[..., None, None], self.context_gain[...][0], self.context_gain[...][1])
+        frames = [obs.latents * gain[:, None]]  # [B or 1, 1, F, 1, C]
         if obs.guide is not None:
             frames.append(obs.guide[:, :, :F])
         x = (self.history_in or self.video_in)(jnp.concatenate(frames, -1))
@@ -177,7 +196,7 @@ class JointDiT(nnx.Module):
         if cfg.places == "learned":
             x = x + self._view(obs.camera, x.dtype)[:, :, None]
         x = place_tokens(rearrange(x, "B V F P D -> B (F V) P D"), patches=True)
-        angles = self._frame_angles(self._latent_time(obs.video_time)[:, :F], range(V))
+        angles = self._frame_angles(seconds, range(V))
         clean = jnp.zeros((x.shape[0], 1, 1))
         streams = {"history": self._stream("history", given, x, angles, clean)}
         if cfg.state_sigma == "clean":

@@ -30,6 +30,10 @@ class Observation(NamedTuple):
     drop_history: Array  # [B] bool
     guide: Array | None = None  # [B, V, F, P, C']: channels beside every frame's latents, noisy ones too (Wan I2V)
     image: Array | None = None  # [B, Li, Di]: tokens of an image encoder
+    # Of one chunk of a session, which remembers those before it (see `history`); None: `latents` hold all there is.
+    seconds: Array | None = None  # [B, F']: times of the clean frames, which are not the first of `video_time`
+    seen: Array | None = None  # [B, F', V] bool: which of them are there
+    opens: Array | None = None  # [B] bool: the last clean frame is the first one of the session
 
 
 class Noisy(NamedTuple):
@@ -54,14 +58,14 @@ class Given(NamedTuple):
     observation: Observation
     instruction: dict[str, Array]  # expert -> [B, 1, 1, D], joins the condition of every sigma group
     current: Array  # [B, M, v, P, C]: the last observed frame of each chunk, target views
-    masks: dict[str, Array]  # which keys exist: history [B, F V, 1], video [B, M f v, 1], state [B, M, 1]
+    masks: dict[str, Array]  # which keys exist: history [B, F' V, 1], video [B, M f v, 1], state [B, M, 1]
     text_mask: Array  # [B, Lt]
 
 
 class LayerKeys(NamedTuple):
     """Keys and values (k, v) of observed streams and of what is read; a leading axis of layers where they are kept."""
 
-    streams: dict[str, tuple[Array, Array]]  # history [B, F V, P, N, H], state [B, M, 1, N, H]
+    streams: dict[str, tuple[Array, Array]]  # history [B, F' V, P, N, H], state [B, M, 1, N, H]
     text: dict[str, tuple[Array, Array]]  # expert -> [B, 1, Lt, N, H]; empty without text attention
     image: dict[str, tuple[Array, Array]]  # expert -> [B, 1, Li, N, H]; empty without an image
 

@@ -45,6 +45,7 @@ def through_layers(
     text: dict[str, Array] | None = None,
     image: dict[str, Array] | None = None,
     kept: LayerKeys | None = None,
+    past: tuple[Array, Array] | None = None,
     keep: bool = False,
 ) -> tuple[dict[str, Array], LayerKeys]:
     """Tokens of `streams` after all layers; with `keep` also their keys and values, and the text's, in every layer.
@@ -59,6 +60,7 @@ def through_layers(
       text: expert -> tokens [B, Lt, D] that every layer makes the text's keys of.
       image: likewise, of an image [B, Li, D].
       kept: keys and values of the observed streams and of the text, in place of them.
+      past: keys and values [layers, B, G, P, N, H] of earlier history, which stand before those of `streams`.
       keep: whether keys and values are wanted.
     """
     M, draws = given.observation.state.shape[1], 1
@@ -70,13 +72,14 @@ def through_layers(
 
     def span(name: str, size: int, chunk: int) -> tuple[int, int]:
         """[start, stop) among the `size` groups of a stream that belong to a chunk; the first frame is chunk 0's."""
-        if name != "history":
+        if name != "history" or M == 1:
             return chunk * size // M, (chunk + 1) * size // M
         views = given.observation.latents.shape[1]
         frame = chunk * config.frames_per_chunk
         return views * max(0, 1 + frame - config.frames_per_chunk), views * (1 + frame)
 
-    def layer(blocks: nnx.Dict, xs: list[Array], kept: LayerKeys | None) -> tuple[list[Array], LayerKeys | None]:
+    def layer(blocks: nnx.Dict, xs: list[Array], extra: Any) -> tuple[list[Array], LayerKeys | None]:
+        kept, past = extra
         texts = {n: blocks[n].text_keys(x) for n, x in (text or {}).items()} if kept is None else kept.text
         images = {n: blocks[n].image_keys(x) for n, x in (image or {}).items()} if kept is None else kept.image
         found = {} if kept is None else dict(kept.streams)
@@ -87,6 +90,8 @@ def through_layers(
             q, k, v = block.qkv(x, *mods[-1][:2], lane.joined.angles)
             queries.append(q)
             found |= {name: lane.stream((k, v), name) for name in lane.names}
+        if past is not None:
+            found["history"] = jax.tree.map(lambda *x: jnp.concatenate(x, 1), past, found["history"])
         whole = jax.tree.map(gathered, found)
 
         def visible(query: str, chunk: int) -> list[Keys]:
@@ -94,8 +99,10 @@ def through_layers(
             seen_keys = []
             for seen in TABLE[query]:
                 if seen.stream in whole:
-                    start, stop = span(seen.stream, whole[seen.stream][0].shape[1], chunk)
-                    start = start if seen.chunks == "same" else 0
+                    size = whole[seen.stream][0].shape[1]
+                    start, stop = span(seen.stream, size, chunk)
+                    if seen.chunks != "same":
+                        start, _ = span(seen.stream, size, max(0, chunk + 1 - config.window))
                     mask = given.masks[seen.stream][:, start:stop] if seen.stream in given.masks else None
                     if seen.gate is not None:
                         gate = gates[seen.gate][:, None, None] > 0
@@ -120,12 +127,12 @@ def through_layers(
                                              patches=lane.names[0] in FRAMES, image=looked_at))  # fmt: skip
         return new, LayerKeys(found, texts, images) if keep else None
 
-    xs, keys = run_layers(layer, blocks, config, [lane.joined.x for lane in lanes], kept)
+    xs, keys = run_layers(layer, blocks, config, [lane.joined.x for lane in lanes], (kept, past))
     return {name: lane.stream(x, name) for lane, x in zip(lanes, xs, strict=True) for name in lane.names}, keys
 
 
 def run_layers(layer: Any, blocks: nnx.Dict, config: ModelConfig, carry: Any, extra: Any) -> tuple[Any, Any]:
-    """Runs `layer(blocks, carry, extra_layer) -> (carry, out)` over the layers, scanned or unrolled."""
+    """Runs `layer(blocks, carry, extra of the layer) -> (carry, out)` over the layers, scanned or unrolled."""
     graph, stacked = nnx.split(blocks)
 
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
