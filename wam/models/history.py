@@ -2,8 +2,8 @@
 
 A chunk is computed once, while it is the newest observation; later ones read its keys and values. Chunk j lies in slot
 j mod R of R slots, so a session costs the same however long it is. A chunk sees the newest W of them (`window` of the
-model, itself included), layer by layer, as in one long sequence under a banded mask. Slots beyond W - 1 keep older chunks
-alive while imagined ones are written ahead: real frames then overwrite these, and nothing that is still seen was lost.
+model, itself included), layer by layer, as in one long sequence under a banded mask. Slots beyond W - 1 keep older
+chunks alive while imagined ones are written ahead: real frames overwrite these, and nothing still in sight was lost.
 
 Keys are kept as if their chunk were the newest and rotated by its age when they are read (rotary positions only know
 differences), so no position grows with the session.
@@ -22,7 +22,7 @@ from wam.models.streams import Context
 
 
 class Ring(NamedTuple):
-    """G = f V: the latent frames of a chunk, of each all views. Of chunk 0, the first frame alone, only the last is there."""
+    """G = f V: the latent frames of a chunk, of each all views; of chunk 0, the first frame alone, only the last."""
 
     k: Array  # [layers, B, R, G, P, N, H]
     v: Array  # [layers, B, R, G, P, N, H]

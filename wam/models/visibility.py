@@ -2,8 +2,8 @@
 
 Streams: `history` (clean video; chunk 0 is the first frame alone), `state`, `video` (noisy future), `action` (noisy),
 `draw` (further noise draws of the action chunk that share the context). Chunks of history count from 0, of all others
-from 1. `past` and `upto` reach back over the model's window, the newest `ModelConfig.window` clean chunks. Nobody sees the future, and the context (history, state) never sees a noisy token: its keys and values can be
-computed once and reused for every denoising step.
+from 1. Nobody sees the future, nor further back than the model's window of clean chunks. The context (history, state)
+never sees a noisy token: its keys and values can be computed once and reused for every denoising step.
 """
 
 from __future__ import annotations

@@ -1,0 +1,182 @@
+"""What sampling is made of, as functions of a model: context, noise, predictions. `Engine` compiles what is built of them.
+
+`Policy`, planners, the server and benches sample through these, so that all of them run the same network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from wam.batch import Batch
+from wam.config import ModelConfig
+from wam.diffusion import losses
+from wam.diffusion.sampler import Held, Predict, Program, Sample, Schedule
+from wam.models.dynamics_paths import accumulate
+from wam.models.history import Ring
+from wam.models.joint_dit import JointDiT
+from wam.models.streams import Context, Noisy, Observation, observe
+from wam.tokenizers.video import VideoTokenizer
+from wam.training.state import Apply
+from wam.training.step import latents_of
+
+Tree = TypeVar("Tree")
+
+SESSION = ("clean_seconds", "opens")
+"""Fields of a batch of sessions beside those of `BatchSpec`: f32 [B, f], times of the clean frames, and bool [B]."""
+
+
+class Engine:
+    """The current parameters of a checkpoint and what was compiled for them."""
+
+    def __init__(self, apply: Apply, params: Any, tokenizer: VideoTokenizer, config: ModelConfig):
+        self.apply, self.params, self.tokenizer, self.config = apply, params, tokenizer, config
+        self._compiled: dict[Any, Any] = {}
+
+    def jit(self, name: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function(model, tokenizer, *arrays)` as a compiled function of the arrays; one for each hashable `name`."""
+        if name not in self._compiled:
+            apply = self.apply
+            self._compiled[name] = jax.jit(lambda params, *rest: function(apply.model(params), *rest))
+        compiled = self._compiled[name]
+        return lambda *arrays: compiled(self.params, self.tokenizer, *arrays)
+
+
+def observed(model: JointDiT, tokenizer: VideoTokenizer, batch: Batch, ring: Ring | None = None
+             ) -> tuple[Context, Array]:  # fmt: skip
+    """The context of a batch, and its latents [B, V, F, P, C]; with a `ring`, of the newest chunk of each session."""
+    latents, config = latents_of(batch, tokenizer), model.config
+    if ring is None:
+        return model.context(observe(batch, latents, config.chunks, config.frames_per_chunk)), latents
+    return model.context(newest(batch, latents, config), ring), latents
+
+
+def newest(batch: Batch, latents: Array, config: ModelConfig) -> Observation:
+    """The newest clean chunk of every session, from latents [B, V, 1 + f, P, C] of the frame before it and its own.
+
+    A session that opens has a first frame alone, which stands before; its f frames are filled up with it.
+    """
+    f = config.frames_per_chunk
+    opens = batch["opens"]
+    clean = jnp.where(opens[:, None, None, None, None], latents[:, :, :1], latents[:, :, 1 : 1 + f])
+    there = jnp.broadcast_to((jnp.arange(f) == f - 1) | ~opens[:, None], (opens.shape[0], f))
+    obs = observe(batch, latents, 1, f)
+    return obs._replace(
+        latents=clean,
+        seconds=batch["clean_seconds"],
+        seen=jnp.broadcast_to(there[..., None], (*there.shape, latents.shape[1])),
+        opens=opens,
+    )
+
+
+def repeat_rows(tree: Tree, n: int, axis: int = 0) -> Tree:
+    """Every row of every array n times, neighbours."""
+    return jax.tree.map(lambda x: jnp.repeat(x, n, axis=axis), tree)
+
+
+def repeat(context: Context, n: int) -> Context:
+    """Every row of a context n times, neighbours: n candidates that share what was observed."""
+    text, image = context.keys.text, context.keys.image
+    keys = context.keys._replace(streams={}, text={}, image={})
+    keys = keys._replace(
+        streams=repeat_rows(context.keys.streams, n, 1), text=repeat_rows(text, n, 1), image=repeat_rows(image, n, 1)
+    )
+    return Context(repeat_rows(context.given, n), keys)
+
+
+def noise(keys: Array, config: ModelConfig) -> Sample:
+    """Pure noise of both streams for random keys [B]: [B, M, f, v, P, C] and [B, M, K, A]."""
+    M = config.chunks
+    video = (M, config.frames_per_chunk, len(config.target_views), config.patches, config.latent_channels)
+    action = (M, config.action_horizon, config.action_dim)
+    draw = jax.vmap(lambda key, i, shape: jax.random.normal(jax.random.fold_in(key, i), shape), (0, None, None))
+    return Sample(draw(keys, 0, video), draw(keys, 1, action))
+
+
+def row_keys(ids: Array) -> Array:
+    """Random keys [B] of the things that are sampled, numbered by uint32 [B, n]."""
+
+    def fold(numbers: Array) -> Array:
+        key = jax.random.key(0)
+        for i in range(numbers.shape[0]):
+            key = jax.random.fold_in(key, numbers[i])
+        return key
+
+    return jax.vmap(fold)(ids)
+
+
+def start(keys: Array, config: ModelConfig, programs: tuple[Program, ...], batch: Batch, future: Array | None,
+          known: Array | None = None) -> tuple[Sample, Held]:  # fmt: skip
+    """What sampling begins with: noise where a row's program generates, else what is given.
+
+    Args:
+      keys: [B] random keys.
+      config: the model's.
+      programs: one a row. A stream that is absent from all of them is None.
+      batch: whose `action` is given where a program says so.
+      future: [B, M, f, v, P, C], likewise for the video.
+      known: [B, M, K] bool: steps of the actions that are given as well, a frozen prefix.
+    """
+    fresh = noise(keys, config)
+
+    def rows(stream: str) -> Array:
+        return jnp.asarray([getattr(program, stream) == "given" for program in programs])
+
+    video = action = video_held = action_held = None
+    if any(program.video != "absent" for program in programs):
+        video = fresh.video
+        if future is not None and any(program.video == "given" for program in programs):
+            video_held = rows("video")[:, None, None, None, None, None]
+            video = jnp.where(video_held, future, video)
+    if any(program.action != "absent" for program in programs):
+        action_held = rows("action")[:, None, None, None]
+        if known is not None:
+            action_held = action_held | known[..., None]
+        action = jnp.where(action_held, batch["action"], fresh.action)
+    return Sample(video, action), Held(video_held, action_held)
+
+
+def predictor(model: JointDiT, context: Context, batch: Batch, schedule: Schedule, *,
+              prefix: Array | None = None) -> Predict:  # fmt: skip
+    """The network as a function of noisy streams and of their noise levels [B].
+
+    Args:
+      model: with the context's parameters.
+      context: of the same rows.
+      batch: whose `frame_mask` and `action_mask` count.
+      schedule: whose visibility bits count.
+      prefix: [B, M] int: leading action tokens that are clean.
+    """
+    config = model.config
+    frames = losses.frame_masks(batch, config)
+
+    def predict(x: Sample, sigma_video: Array, sigma_action: Array) -> Sample:
+        out = model.denoise(
+            context,
+            Noisy(
+                video=x.video,
+                sigma_video=jnp.broadcast_to(sigma_video[:, None, None], frames.shape),
+                frame_mask=frames,
+                action=x.action,
+                action_mask=batch["action_mask"],
+                sigma_action=jnp.broadcast_to(sigma_action[:, None], frames.shape[:2]),
+                action_sees_video=schedule.action_sees_video,
+                video_sees_action=schedule.video_sees_action,
+                prefix=prefix,
+            ),
+        )
+        return Sample(out.video, out.action)
+
+    return predict
+
+
+def led_state(model: JointDiT, batch: Batch, action: Array) -> Array:
+    """[B, 1, S]: the normalised state at the end of a chunk, where actions [B, 1, K, A] lead by the fitted constants."""
+    state = batch["state"] * batch["state_mask"]
+    leads = accumulate(model.embodiments, action, batch["action_mask"], batch["action_time"], batch["video_time"][:, None, 1:],
+                       state, batch["embodiment"])  # fmt: skip
+    return leads.state[:, :, -1]
