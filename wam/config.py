@@ -274,6 +274,8 @@ class ObjectiveConfig:
     `video`, samples without actions still train it."""
     policy_draws: int = 4
     """Extra noise draws of the action chunk per sample in policy mode, sharing the context pass; 0 disables."""
+    prefix_tokens: int = 0
+    """Longest frozen prefix of an action chunk, in tokens: the delays to train for (real-time chunking); 0: none."""
     with_video: bool = True
     """False trains the action streams alone: no token of the future video is built."""
     video_weight: float = 1.0

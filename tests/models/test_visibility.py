@@ -40,6 +40,7 @@ def case():
         prefix=np.array([[0, 1], [2, 0], [0, 0], [1, 3]], np.int32),
         draws=normal(4, M, R, K, A),
         sigma_draws=rng.uniform(0.1, 0.9, (4, M, R)).astype(np.float32),
+        prefix_draws=np.array([[[0, 1], [2, 0]], [[0, 0], [3, 1]], [[0, 0], [0, 0]], [[1, 2], [3, 0]]], np.int32),
     )
     return model, batch, latents, jax.tree.map(jnp.asarray, noisy)
 

@@ -15,6 +15,7 @@ from jax import Array
 from wam.batch import Batch
 from wam.config import ModelConfig, ObjectiveConfig
 from wam.diffusion import flow
+from wam.diffusion.inpainting import frozen_steps
 from wam.diffusion.modes import MODES, Draws, loss_flags
 from wam.models.joint_dit import JointDiT
 from wam.models.streams import Noisy, observe
@@ -63,21 +64,28 @@ def frame_masks(batch: Batch, model: ModelConfig) -> Array:
 
 
 def noisy_inputs(batch: Batch, latents: Array, draws: Draws, model: ModelConfig, with_video: bool = True) -> Noisy:
-    """The batch with the step's noise added; without video its tokens are absent."""
+    """The batch with the step's noise added, but to frozen prefixes; without video its tokens are absent."""
     future = future_latents(latents, model)
     R = draws.policy_sigma.shape[-1]
+    action = flow.add_noise(batch["action"], draws.noise_action, draws.sigma_action)
     repeated = jnp.broadcast_to(batch["action"][:, :, None], draws.policy_noise.shape)
+    policy = flow.add_noise(repeated, draws.policy_noise, draws.policy_sigma)
+    if draws.prefix is not None and draws.policy_prefix is not None:
+        action = jnp.where(frozen_steps(draws.prefix, model)[..., None], batch["action"], action)
+        policy = jnp.where(frozen_steps(draws.policy_prefix, model)[..., None], repeated, policy)
     return Noisy(
         video=flow.add_noise(future, draws.noise_video, draws.sigma_video) if with_video else None,
         sigma_video=draws.sigma_video,
         frame_mask=frame_masks(batch, model),
-        action=flow.add_noise(batch["action"], draws.noise_action, draws.sigma_action),
+        action=action,
         action_mask=batch["action_mask"],
         sigma_action=draws.sigma_action,
         action_sees_video=draws.action_sees_video,
         video_sees_action=draws.video_sees_action,
-        draws=flow.add_noise(repeated, draws.policy_noise, draws.policy_sigma) if R else None,
+        prefix=draws.prefix,
+        draws=policy if R else None,
         sigma_draws=draws.policy_sigma if R else None,
+        prefix_draws=draws.policy_prefix if R else None,
     )
 
 
@@ -89,14 +97,18 @@ def targets(batch: Batch, latents: Array, draws: Draws, model: ModelConfig, *,
     video_on, action_on, imitates = loss_flags(draws.mode)
     copied = batch["action_mask"] & batch["imitate"][:, :, None, None]
     action_mask = jnp.where(imitates[:, None, None, None], copied, batch["action_mask"])
-    action_mask = action_mask & action_on[:, None, None, None]
+    action_mask, policy_mask = action_mask & action_on[:, None, None, None], copied[:, :, None]
+    if draws.prefix is not None and draws.policy_prefix is not None:
+        # A prefix is given: there is nothing to predict about it.
+        action_mask = action_mask & ~frozen_steps(draws.prefix, model)[..., None]
+        policy_mask = policy_mask & ~frozen_steps(draws.policy_prefix, model)[..., None]
     out = {"action": Target(flow.target(batch["action"], draws.noise_action, "velocity"), action_mask)}
     if with_video:
         mask = frames[..., None] & views[:, None, None] & video_on[:, None, None, None]
         out["video"] = Target(flow.target(future, draws.noise_video, model.video_prediction), mask[..., None, None])
     if draws.policy_sigma.shape[-1]:
         value = flow.target(batch["action"][:, :, None], draws.policy_noise, "velocity")
-        out["policy"] = Target(value, copied[:, :, None])
+        out["policy"] = Target(value, policy_mask)
     if model.inverse_width and with_video:
         seen = frames.any(-1) & views.any(-1, keepdims=True)
         out["inverse"] = Target(batch["action"], batch["action_mask"] & seen[..., None, None])

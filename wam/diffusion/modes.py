@@ -69,6 +69,8 @@ class Draws(NamedTuple):
     drop_text: Array  # [B] bool
     drop_state: Array  # [B] bool
     drop_history: Array  # [B] bool
+    prefix: Array | None = None  # [B, M] int32: leading action tokens that enter clean; None: no prefix is trained
+    policy_prefix: Array | None = None  # [B, M, R] int32
 
 
 def _noise_levels(rule_ids: Array, t: Array, u: Array, beta: Array) -> Array:
@@ -83,7 +85,18 @@ def _table(values) -> Array:
 
 
 def draw(key: Array, batch: Batch, model: ModelConfig, objective: ObjectiveConfig) -> Draws:
-    """Draws for one step; `key` already holds the seed and the step."""
+    """Draws for one step; `key` already holds the seed and the step.
+
+    A frozen prefix (training-time real-time chunking, arXiv:2512.05964) has 0 .. `prefix_tokens` tokens, all equally
+    likely, but never a token with a step that is not real; in the `action` stream of imitating modes, and in all draws.
+    ValueError for an unknown mode, or a prefix that leaves nothing to predict.
+    """
+    longest = objective.prefix_tokens
+    if not 0 <= longest < model.action_tokens:
+        raise ValueError(
+            f"objective.prefix_tokens is {longest}; expected 0 to {model.action_tokens - 1}: at least one of the "
+            f"{model.action_tokens} action tokens of a chunk must stay to be predicted"
+        )
     weights = dict(objective.modes)
     for name in weights:
         mode_named(name)
@@ -100,7 +113,7 @@ def draw(key: Array, batch: Batch, model: ModelConfig, objective: ObjectiveConfi
     # Action dimensions lead, so that padding them appends draws and leaves the others as they were.
     K, A = model.action_horizon, model.action_dim
 
-    def one(sample_id: Array, imitate: Array, has_action: Array) -> Draws:
+    def one(sample_id: Array, imitate: Array, has_action: Array, real_tokens: Array) -> Draws:
         sample_key = jax.random.fold_in(jax.random.fold_in(key, sample_id[0]), sample_id[1])
         k = jax.random.split(sample_key, 10)
         # Data without actions can only be video; data that must not be copied leaves the imitating modes.
@@ -121,6 +134,10 @@ def draw(key: Array, batch: Batch, model: ModelConfig, objective: ObjectiveConfi
         bits = jax.random.uniform(k[3], (5,))
         # Stratified over the draws of a sample: one uniform per equal share of [0, 1].
         strata = (jnp.arange(R) + jax.random.uniform(k[4], (M, R))) / max(1, R)
+        prefix = policy_prefix = None
+        if longest:
+            delays = jnp.minimum(jax.random.randint(k[8], (M, 1 + R), 0, longest + 1), real_tokens[:, None])
+            prefix, policy_prefix = jnp.where(imitates_M[mode], delays[:, 0], 0), delays[:, 1:]
         return Draws(
             mode=mode,
             sigma_video=jnp.broadcast_to(sigma_video[:, None], (M, f)),
@@ -134,10 +151,14 @@ def draw(key: Array, batch: Batch, model: ModelConfig, objective: ObjectiveConfi
             drop_text=bits[2] < objective.drop_text,
             drop_state=bits[3] < objective.drop_state,
             drop_history=bits[4] < objective.drop_history,
+            prefix=prefix,
+            policy_prefix=policy_prefix,
         )
 
-    has_action = batch["action_mask"].any((1, 2, 3))
-    return jax.vmap(one)(batch["sample_id"], batch["imitate"].all(1), has_action)
+    real = batch["action_mask"].any(-1)  # [B, M, K]
+    whole = real.reshape(*real.shape[:2], -1, model.steps_per_token).all(-1)
+    real_tokens = jnp.cumprod(whole.astype(jnp.int32), -1).sum(-1)  # [B, M]: before the first that is not real
+    return jax.vmap(one)(batch["sample_id"], batch["imitate"].all(1), real.any((1, 2)), real_tokens)
 
 
 def loss_flags(mode: Array) -> tuple[Array, Array, Array]:

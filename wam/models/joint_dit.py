@@ -337,9 +337,13 @@ class JointDiT(nnx.Module):
     def _draw_stream(self, given: Given, noisy: Noisy) -> Stream:
         assert noisy.draws is not None
         assert noisy.sigma_draws is not None
-        x = self._encode_actions(noisy.draws * noisy.action_mask[:, :, None], noisy.sigma_draws[..., None], given)
-        sigma = rearrange(noisy.sigma_draws, "B M R -> B (M R)")
-        return self._action_tokens(rearrange(x, "B M R Ka D -> B (M R) Ka D"), sigma, given)
+        known, sigma = None, noisy.sigma_draws[..., None]
+        if noisy.prefix_draws is not None:
+            known = jnp.arange(self.config.action_tokens) < noisy.prefix_draws[..., None]  # [B, M, R, Ka]
+            sigma, known = jnp.where(known, 0.0, sigma), rearrange(known, "B M R Ka -> B (M R) Ka 1")
+        x = self._encode_actions(noisy.draws * noisy.action_mask[:, :, None], sigma, given)
+        x, sigma = rearrange(x, "B M R Ka D -> B (M R) Ka D"), rearrange(noisy.sigma_draws, "B M R -> B (M R)")
+        return self._action_tokens(x, sigma, given, known)
 
     def _encode_actions(self, action: Array, sigma: Array, given: Given) -> Array:
         """[B, ..., K, A] with sigma [B, ..., 1 or Ka] -> [B, ..., Ka, D]."""

@@ -50,6 +50,7 @@ class Noisy(NamedTuple):
     prefix: Array | None = None  # [B, M] int: leading action tokens that are given (sigma 0)
     draws: Array | None = None  # [B, M, R, K, A]
     sigma_draws: Array | None = None  # [B, M, R]
+    prefix_draws: Array | None = None  # [B, M, R] int: `prefix` of each draw
 
 
 class Given(NamedTuple):
