@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from jax import Array
 from wam.batch import Batch
 from wam.config import ModelConfig
 from wam.diffusion import losses
-from wam.diffusion.sampler import Held, Predict, Program, Sample, Schedule
+from wam.diffusion.inpainting import frozen_steps
+from wam.diffusion.sampler import Held, Predict, Program, Reuse, Sample, Sampled, Schedule, sample, schedule
 from wam.models.dynamics_paths import accumulate
 from wam.models.history import Ring
 from wam.models.joint_dit import JointDiT
@@ -93,8 +95,11 @@ def noise(keys: Array, config: ModelConfig) -> Sample:
     M = config.chunks
     video = (M, config.frames_per_chunk, len(config.target_views), config.patches, config.latent_channels)
     action = (M, config.action_horizon, config.action_dim)
-    draw = jax.vmap(lambda key, i, shape: jax.random.normal(jax.random.fold_in(key, i), shape), (0, None, None))
-    return Sample(draw(keys, 0, video), draw(keys, 1, action))
+
+    def draw(stream: int, shape: tuple[int, ...]) -> Array:
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), shape))(keys)
+
+    return Sample(draw(0, video), draw(1, action))
 
 
 def row_keys(ids: Array) -> Array:
@@ -109,35 +114,90 @@ def row_keys(ids: Array) -> Array:
     return jax.vmap(fold)(ids)
 
 
-def start(keys: Array, config: ModelConfig, programs: tuple[Program, ...], batch: Batch, future: Array | None,
+class Rows(NamedTuple):
+    """How every row of a batch is sampled, as arrays: rows may differ, and other numbers compile nothing anew."""
+
+    schedule: Schedule
+    given_video: Array  # [B] bool
+    given_action: Array  # [B] bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """What the rows of one compiled call have in common."""
+
+    video: bool
+    """Are there tokens of the future video?"""
+    action: bool
+    video_is_given: bool
+    """In some row."""
+    solver: str
+    reuse: Reuse | None
+
+
+def line_up(programs: Sequence[Program]) -> tuple[Way, Rows]:
+    """One program a row; ValueError if they differ in what one call has in common."""
+    if len({(p.solver, p.reuse, p.video_guidance) for p in programs}) > 1:
+        raise ValueError("the programs of one batch must have the same solver, reuse and guidance")
+    way = Way(
+        video=any(p.video != "absent" for p in programs),
+        action=any(p.action != "absent" for p in programs),
+        video_is_given=any(p.video == "given" for p in programs),
+        solver=programs[0].solver,
+        reuse=programs[0].reuse,
+    )
+    given = [jnp.asarray([getattr(p, stream) == "given" for p in programs]) for stream in ("video", "action")]
+    return way, Rows(schedule(programs), *given)
+
+
+def begin(keys: Array, config: ModelConfig, way: Way, rows: Rows, batch: Batch, future: Array | None,
           known: Array | None = None) -> tuple[Sample, Held]:  # fmt: skip
-    """What sampling begins with: noise where a row's program generates, else what is given.
+    """What sampling begins with: noise where a row generates, else what is given.
 
     Args:
       keys: [B] random keys.
       config: the model's.
-      programs: one a row. A stream that is absent from all of them is None.
-      batch: whose `action` is given where a program says so.
-      future: [B, M, f, v, P, C], likewise for the video.
+      way, rows: from `line_up`.
+      batch: whose `action` is given.
+      future: [B, M, f, v, P, C], the video where it is given.
       known: [B, M, K] bool: steps of the actions that are given as well, a frozen prefix.
     """
     fresh = noise(keys, config)
-
-    def rows(stream: str) -> Array:
-        return jnp.asarray([getattr(program, stream) == "given" for program in programs])
-
     video = action = video_held = action_held = None
-    if any(program.video != "absent" for program in programs):
+    if way.video:
         video = fresh.video
-        if future is not None and any(program.video == "given" for program in programs):
-            video_held = rows("video")[:, None, None, None, None, None]
+        if way.video_is_given:
+            assert future is not None
+            video_held = rows.given_video[:, None, None, None, None, None]
             video = jnp.where(video_held, future, video)
-    if any(program.action != "absent" for program in programs):
-        action_held = rows("action")[:, None, None, None]
+    if way.action:
+        action_held = rows.given_action[:, None, None, None]
         if known is not None:
             action_held = action_held | known[..., None]
         action = jnp.where(action_held, batch["action"], fresh.action)
     return Sample(video, action), Held(video_held, action_held)
+
+
+def sampled(model: JointDiT, tokenizer: VideoTokenizer, way: Way, batch: Batch, ids: Array, rows: Rows,
+            ring: Ring | None = None) -> tuple[Sampled, Context]:  # fmt: skip
+    """Samples a batch in latents and normalised actions.
+
+    Optional fields of the batch: `future` uint8 [B, V, n, h, w, 3], the frames of a given video, where those of the
+    batch end with the observation; `prefix` int32 [B, M], leading action tokens that are given in `action`.
+    """
+    context, latents = observed(model, tokenizer, batch, ring)
+    config, prefix, future = model.config, batch.get("prefix"), None
+    if "future" in batch:
+        clip = jnp.concatenate([batch["video"][:, :, -1:], batch["future"]], axis=2)
+        future = losses.future_latents(tokenizer.encode(clip, batch["camera"]), config)
+    elif way.video_is_given:
+        future = losses.future_latents(latents, config)
+    known = None if prefix is None else frozen_steps(prefix, config)
+    first, held = begin(row_keys(ids), config, way, rows, batch, future, known)
+    predict = predictor(model, context, batch, rows.schedule, prefix=prefix)
+    out = sample(predict, first, rows.schedule, held, video_prediction=config.video_prediction, solver=way.solver,
+                 reuse=way.reuse)  # fmt: skip
+    return out, context
 
 
 def predictor(model: JointDiT, context: Context, batch: Batch, schedule: Schedule, *,
