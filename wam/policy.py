@@ -216,7 +216,7 @@ class Policy:
             chunks.append(Chunk(raw, frames, self.action_seconds(robot), self.frame_seconds(robot)[1:]))
         return chunks
 
-    def generate(self, batch: Batch, ids: np.ndarray, program: sampler.Program) -> sampler.Sample:
+    def generate(self, batch: Batch, ids: np.ndarray, program: sampler.Program) -> sampler.Sampled:
         """Samples a whole batch in latents and normalised actions; the given stream is read from the batch."""
         return self._generate(program)(self.params, self.tokenizer, dict(batch), jnp.asarray(ids, jnp.uint32))
 
@@ -224,7 +224,7 @@ class Policy:
     def _generate(self, program: sampler.Program):
         cfg = self.config
 
-        def generate(params: Any, tokenizer: VideoTokenizer, batch: Batch, ids: Array) -> sampler.Sample:
+        def generate(params: Any, tokenizer: VideoTokenizer, batch: Batch, ids: Array) -> sampler.Sampled:
             model = self._apply.model(params)
             latents = latents_of(batch, tokenizer)
             context = model.context(observe(batch, latents, cfg.chunks, cfg.frames_per_chunk))
@@ -240,25 +240,27 @@ class Policy:
                 action = batch["action"]
             elif program.action == "generated":
                 action = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), action_shape))(keys)
-            B, bits = ids.shape[0], (program.action_sees_video, program.video_sees_action)
+            B = ids.shape[0]
+            rows = sampler.schedule([program] * B)
 
             def predict(x: sampler.Sample, sigma_video: Array, sigma_action: Array) -> sampler.Sample:
                 out = model.denoise(
                     context,
                     Noisy(
                         video=x.video,
-                        sigma_video=jnp.full((B, cfg.chunks, cfg.frames_per_chunk), sigma_video),
+                        sigma_video=jnp.broadcast_to(sigma_video[:, None, None], (B, cfg.chunks, cfg.frames_per_chunk)),
                         frame_mask=losses.frame_masks(batch, cfg),
                         action=x.action,
                         action_mask=batch["action_mask"],
-                        sigma_action=jnp.full((B, cfg.chunks), sigma_action),
-                        action_sees_video=jnp.full((B,), float(bits[0])),
-                        video_sees_action=jnp.full((B,), float(bits[1])),
+                        sigma_action=jnp.broadcast_to(sigma_action[:, None], (B, cfg.chunks)),
+                        action_sees_video=rows.action_sees_video,
+                        video_sees_action=rows.video_sees_action,
                     ),
                 )
                 return sampler.Sample(out.video, out.action)
 
-            return sampler.sample(predict, sampler.Sample(video, action), program, cfg.video_prediction)
+            return sampler.sample(predict, sampler.Sample(video, action), rows, sampler.Held(), solver=program.solver,
+                                  video_prediction=cfg.video_prediction, reuse=program.reuse)  # fmt: skip
 
         return jax.jit(generate)
 
@@ -274,7 +276,7 @@ class Policy:
 
         return jax.jit(decode)
 
-    def pixels(self, sample: sampler.Sample, batch: Batch) -> Array:
+    def pixels(self, sample: sampler.Sample | sampler.Sampled, batch: Batch) -> Array:
         """Future latents [B, M, f, v, P, C] and the batch they continue -> [B, v, T - 1, h, w, 3] uint8."""
         targets = np.array(self.config.target_views)
         shown = {name: batch[name][:, targets, :1] for name in ("video", "latents") if name in batch}
