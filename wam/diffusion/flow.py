@@ -44,14 +44,14 @@ def shift(t: _AnyArray, s: float) -> _AnyArray:
 
 
 def step(x_sigma: Array, output: Array, sigma: Array, sigma_next: Array, prediction: str) -> Array:
-    """One Euler step from `sigma` to `sigma_next`. At sigma = 0 the sample is given and stays as it is.
+    """One Euler step from `sigma` to `sigma_next`. Where they are equal the sample stays as it is, bit for bit.
 
     For x-prediction the exact solution of the linear ODE with constant x_hat is used:
     x_next = x_hat + (sigma_next / sigma) (x_sigma - x_hat).
     """
     sigma, sigma_next = expand(sigma, x_sigma), expand(sigma_next, x_sigma)
     if prediction == "x":
-        ratio = jnp.where(sigma > 0, sigma_next / jnp.where(sigma > 0, sigma, 1.0), 1.0)
-        moved = output + ratio * (x_sigma - output)
-        return jnp.where(sigma > 0, moved, x_sigma)
-    return x_sigma + (sigma_next - sigma) * output
+        moved = output + sigma_next / jnp.where(sigma > 0, sigma, 1.0) * (x_sigma - output)
+    else:
+        moved = x_sigma + (sigma_next - sigma) * output
+    return jnp.where(sigma == sigma_next, x_sigma, moved)

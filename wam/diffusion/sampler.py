@@ -1,14 +1,15 @@
 """One engine for every way of sampling: a program is a list of (sigma_video, sigma_action) pairs.
 
 A mode at inference is a program plus what is given: joint imagination, policy without imagination, forward dynamics
-(actions given), inverse dynamics (video given), video alone.
+(actions given), inverse dynamics (video given), video alone. The compiled loop reads programs as arrays with a row per
+sample (`Schedule`), so that rows of one batch may follow different programs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,22 @@ import numpy as np
 from jax import Array
 
 from wam.diffusion import flow
+
+SOLVERS = ("euler",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance of the video (`wam.diffusion.guidance`), where low <= sigma_video <= high."""
+
+    scale: float = 1.0
+    """1: none"""
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"guidance: low and high must be in order within [0, 1], got {self.low} and {self.high}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +50,9 @@ class Program:
     action: str = "generated"
     action_sees_video: bool = False
     video_sees_action: bool = False
+    solver: str = "euler"
+    reuse: None = None
+    video_guidance: Guidance = Guidance()
 
     def __post_init__(self):
         if len(self.sigma_video) != len(self.sigma_action) or len(self.sigma_video) < 2:
@@ -41,10 +61,33 @@ class Program:
             rising = any(b > a for a, b in itertools.pairwise(sigmas))
             if rising or min(sigmas) < 0 or max(sigmas) > 1:
                 raise ValueError(f"program {self.name!r}: {name} sigmas must fall within [0, 1], got {sigmas}")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"program {self.name!r}: unknown solver {self.solver!r}; choose from {', '.join(SOLVERS)}")
+        if (self.video, self.action) not in _MODES:
+            raise ValueError(f"program {self.name!r}: video {self.video!r} with action {self.action!r} is no mode")
 
     @property
     def steps(self) -> int:
         return len(self.sigma_video) - 1
+
+    @property
+    def mode(self) -> str:
+        """What it does: joint, policy, forward, inverse or video."""
+        return _MODES[self.video, self.action]
+
+    @property
+    def imagines(self) -> bool:
+        """Whether its video comes out clean; a flash program leaves it noisy."""
+        return self.video == "generated" and self.sigma_video[-1] == 0
+
+
+_MODES = {
+    ("generated", "generated"): "joint",
+    ("absent", "generated"): "policy",
+    ("generated", "given"): "forward",
+    ("given", "generated"): "inverse",
+    ("generated", "absent"): "video",
+}
 
 
 def grid(steps: int, shift: float = 1.0) -> tuple[float, ...]:
@@ -69,29 +112,97 @@ def program(mode: str, steps: int, shift: float = 1.0) -> Program:
     return programs[mode]
 
 
+class Schedule(NamedTuple):
+    """Programs as the compiled loop reads them, a row per sample: other numbers do not compile anew."""
+
+    sigma_video: Array  # [n + 1, B]
+    sigma_action: Array  # [n + 1, B]
+    action_sees_video: Array  # [B] 0 or 1
+    video_sees_action: Array  # [B] 0 or 1
+
+
+def schedule(programs: Sequence[Program]) -> Schedule:
+    """One program a row. Shorter ones end with steps of no length, so their rows stay where they are.
+
+    Raises ValueError where they differ in what one loop has in common: solver, reuse or guidance.
+    """
+    if not programs:
+        raise ValueError("a schedule needs at least one program")
+    for name in ("solver", "reuse", "video_guidance"):
+        if len(found := {getattr(p, name) for p in programs}) > 1:
+            raise ValueError(f"programs of one batch must have one {name}, got {', '.join(sorted(map(str, found)))}")
+    levels = max(len(p.sigma_video) for p in programs)
+
+    def stack(rows: list[tuple[float, ...]]) -> Array:
+        return jnp.asarray([(*row, *(row[-1:] * (levels - len(row)))) for row in rows], jnp.float32).T
+
+    return Schedule(
+        stack([p.sigma_video for p in programs]),
+        stack([p.sigma_action for p in programs]),
+        jnp.asarray([p.action_sees_video for p in programs], jnp.float32),
+        jnp.asarray([p.video_sees_action for p in programs], jnp.float32),
+    )
+
+
 class Sample(NamedTuple):
     video: Array | None  # [B, M, f, v, P, C]
     action: Array | None  # [B, M, K, A]
 
 
+class Held(NamedTuple):
+    """What must come back bit-identical: bool, broadcast to the streams; None: nothing.
+
+    For parts of a stream, such as a frozen prefix. Where a whole row is given its sigma never moves, which is enough.
+    """
+
+    video: Array | None = None
+    action: Array | None = None
+
+
+class Sampled(NamedTuple):
+    video: Array | None  # [B, M, f, v, P, C]
+    action: Array | None  # [B, M, K, A]
+    evaluations: Array  # [] int32: calls of `predict` that really ran
+
+
 Predict = Callable[[Sample, Array, Array], Sample]
-"""(noisy sample, sigma_video [], sigma_action []) -> network outputs of the present streams."""
+"""(noisy sample, sigma_video [B], sigma_action [B]) -> network outputs of the present streams."""
 
 
-def sample(predict: Predict, start: Sample, program: Program, video_prediction: str) -> Sample:
-    """Integrates `start` along the program in one compiled loop; streams at sigma 0 stay as given."""
-    sigma_video = jnp.asarray(program.sigma_video, jnp.float32)
-    sigma_action = jnp.asarray(program.sigma_action, jnp.float32)
+def sample(predict: Predict, start: Sample, schedule: Schedule, held: Held, *, video_prediction: str,
+           solver: str = "euler", reuse: None = None) -> Sampled:  # fmt: skip
+    """Integrates `start` along the schedule in one compiled loop. A step of no length leaves its row as it is.
+
+    Args:
+      predict: the network; actions are predicted as velocity.
+      start: noise, with what is given in its place.
+      schedule: sigmas of every row.
+      held: elements that stay as in `start`.
+      video_prediction: `x` or `velocity`.
+      solver: one of `SOLVERS`.
+      reuse: None.
+    """
+    if solver != "euler" or reuse is not None:
+        raise NotImplementedError(f"solver {solver!r} with reuse {reuse} follows")
+    sigma_video, sigma_action = schedule.sigma_video, schedule.sigma_action
+    steps = len(sigma_video) - 1
 
     def body(i: Array, x: Sample) -> Sample:
         out = predict(x, sigma_video[i], sigma_action[i])
         video, action = x
-        if video is not None and program.video == "generated":
+        if video is not None:
             assert out.video is not None  # as `Predict` promises
             video = flow.step(video, out.video, sigma_video[i], sigma_video[i + 1], video_prediction)
-        if action is not None and program.action == "generated":
+            video = _keep(held.video, start.video, video)
+        if action is not None:
             assert out.action is not None
             action = flow.step(action, out.action, sigma_action[i], sigma_action[i + 1], "velocity")
+            action = _keep(held.action, start.action, action)
         return Sample(video, action)
 
-    return jax.lax.fori_loop(0, program.steps, body, start)
+    out = jax.lax.fori_loop(0, steps, body, start)
+    return Sampled(out.video, out.action, jnp.int32(steps))
+
+
+def _keep(held: Array | None, start: Array | None, x: Array) -> Array:
+    return x if held is None or start is None else jnp.where(held, start, x)
