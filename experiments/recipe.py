@@ -23,7 +23,6 @@ from wam.batch import BatchSpec
 from wam.config import (
     DERIVED,
     NAMED_SIZES,
-    FinetuneConfig,
     MeshConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -38,6 +37,7 @@ from wam.envs import embodiment_of, env_factory
 from wam.pretrained.instructions import text_encoder
 from wam.pretrained.provenance import read_provenance
 from wam.training.augment_config import AugmentConfig
+from wam.training.finetune_config import FinetuneConfig
 
 ACTION_HZ = 80.0
 PER_SOURCE = ("frame_seconds", "action_hz", "views")

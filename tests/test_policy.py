@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from wam.diffusion.sampler import program
-from wam.policy import Memory, load_policy
+from wam.policy import load_policy
+from wam.session import Memory
 
 pytestmark = pytest.mark.requires_sim
 
@@ -57,9 +58,9 @@ def test_an_answer_does_not_depend_on_its_neighbours(policy, observation):
     """Noise is keyed by what is sampled; the static batch keeps the arithmetic of a row the same."""
     others = [{**observation, "state": observation["state"] + 0.01 * i} for i in range(3)]
     ids = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.uint32)
-    whole = policy.infer_many(others, ids, batch_size=4)
-    alone = policy.infer_many(others[1:2], ids[1:2], batch_size=4)
-    swapped = policy.infer_many(others[::-1], ids[::-1], batch_size=4)
+    whole, _ = policy.infer_many(others, ids, batch_size=4)
+    alone, _ = policy.infer_many(others[1:2], ids[1:2], batch_size=4)
+    swapped, _ = policy.infer_many(others[::-1], ids[::-1], batch_size=4)
     np.testing.assert_array_equal(whole[1].actions, alone[0].actions)
     np.testing.assert_array_equal(whole[2].actions, swapped[0].actions)
 
@@ -114,8 +115,9 @@ def test_bad_requests_are_named(policy, observation, tmp_path):
 def test_the_given_stream_comes_back_unchanged(policy, observation):
     from wam.evaluation.world_model import same_task_shuffle
 
-    rows = [policy._row(observation, np.zeros((16, 4), np.float32))]
-    batch = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
+    row = policy.observations.row(observation)
+    policy.observations.fill(row, np.zeros((16, 4), np.float32), observation)
+    batch = {k: v[None] for k, v in row.items()}
     out = policy.generate(batch, np.zeros((1, 3), np.uint32), program("forward", 2))
     np.testing.assert_array_equal(out.action, batch["action"])
     order = same_task_shuffle(["a", "b", "a", "a", "b"])

@@ -19,11 +19,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from wam.config import FinetuneConfig, build
+from wam.config import build
 from wam.pretrained import imported
 from wam.pretrained.mapping import flatten
 from wam.pretrained.provenance import PROVENANCE
 from wam.pretrained.tensor_files import TensorFiles
+from wam.training.finetune_config import FinetuneConfig
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "source": None}
 

@@ -1,4 +1,4 @@
-"""What sampling is made of, as functions of a model: context, noise, predictions. `Engine` compiles what is built of them.
+"""What sampling is made of, as functions of a model: context, noise, predictions; and `Engine`, which compiles them.
 
 `Policy`, planners, the server and benches sample through these, so that all of them run the same network.
 """
@@ -15,9 +15,9 @@ from jax import Array
 
 from wam.batch import Batch
 from wam.config import ModelConfig
-from wam.diffusion import losses
+from wam.diffusion import flow, losses
 from wam.diffusion.inpainting import frozen_steps
-from wam.diffusion.sampler import Held, Predict, Program, Reuse, Sample, Sampled, Schedule, sample, schedule
+from wam.diffusion.sampler import Held, Predict, Program, Sample, Sampled, Schedule, sample, schedule
 from wam.models.dynamics_paths import accumulate
 from wam.models.history import Ring
 from wam.models.joint_dit import JointDiT
@@ -132,13 +132,11 @@ class Way:
     video_is_given: bool
     """In some row."""
     solver: str
-    reuse: Reuse | None
+    reuse: Any
 
 
 def line_up(programs: Sequence[Program]) -> tuple[Way, Rows]:
     """One program a row; ValueError if they differ in what one call has in common."""
-    if len({(p.solver, p.reuse, p.video_guidance) for p in programs}) > 1:
-        raise ValueError("the programs of one batch must have the same solver, reuse and guidance")
     way = Way(
         video=any(p.video != "absent" for p in programs),
         action=any(p.action != "absent" for p in programs),
@@ -157,25 +155,24 @@ def begin(keys: Array, config: ModelConfig, way: Way, rows: Rows, batch: Batch, 
     Args:
       keys: [B] random keys.
       config: the model's.
-      way, rows: from `line_up`.
+      way: from `line_up`.
+      rows: from `line_up`.
       batch: whose `action` is given.
       future: [B, M, f, v, P, C], the video where it is given.
       known: [B, M, K] bool: steps of the actions that are given as well, a frozen prefix.
     """
     fresh = noise(keys, config)
-    video = action = video_held = action_held = None
-    if way.video:
-        video = fresh.video
-        if way.video_is_given:
-            assert future is not None
-            video_held = rows.given_video[:, None, None, None, None, None]
-            video = jnp.where(video_held, future, video)
-    if way.action:
-        action_held = rows.given_action[:, None, None, None]
-        if known is not None:
-            action_held = action_held | known[..., None]
-        action = jnp.where(action_held, batch["action"], fresh.action)
-    return Sample(video, action), Held(video_held, action_held)
+    video = fresh.video if way.video else None
+    action = fresh.action if way.action else None
+    if video is not None and way.video_is_given:
+        assert future is not None
+        video = jnp.where(flow.expand(rows.given_video, video), future, video)
+    if action is not None:
+        given = flow.expand(rows.given_action, action)
+        given = given if known is None else given | known[..., None]
+        action = jnp.where(given, batch["action"], action)
+    # Rows that are given have sigma 0 and do not move; a prefix is a part of a row that does.
+    return Sample(video, action), Held(action=None if known is None else known[..., None])
 
 
 def sampled(model: JointDiT, tokenizer: VideoTokenizer, way: Way, batch: Batch, ids: Array, rows: Rows,
@@ -235,8 +232,8 @@ def predictor(model: JointDiT, context: Context, batch: Batch, schedule: Schedul
 
 
 def led_state(model: JointDiT, batch: Batch, action: Array) -> Array:
-    """[B, 1, S]: the normalised state at the end of a chunk, where actions [B, 1, K, A] lead by the fitted constants."""
-    state = batch["state"] * batch["state_mask"]
-    leads = accumulate(model.embodiments, action, batch["action_mask"], batch["action_time"], batch["video_time"][:, None, 1:],
-                       state, batch["embodiment"])  # fmt: skip
+    """[B, 1, S]: the normalised state at a chunk's end, where its actions [B, 1, K, A] lead by the fitted constants."""
+    state, frames = batch["state"] * batch["state_mask"], batch["video_time"][:, None, 1:]
+    leads = accumulate(model.embodiments, action, batch["action_mask"], batch["action_time"], frames, state,
+                       batch["embodiment"])  # fmt: skip
     return leads.state[:, :, -1]

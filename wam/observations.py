@@ -1,4 +1,4 @@
-"""Observations: from what a robot reports to a row of a batch, and from normalised actions back to the robot's units."""
+"""From what a robot reports to a row of a batch, and from normalised actions back to the robot's units."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class Embodiment:
 class Observations:
     """Rows of batches from observations, checked. `model` is the shape of one chunk; all frames are uint8.
 
-    An observation is {"images": {camera: [h, w, 3], or the frames [n, h, w, 3] since the last one of the session, oldest
-    first}, "state": f32 [raw], "instruction": str or None, "embodiment": str, "time": seconds}.
+    An observation is {"images": {camera: [h, w, 3], or the frames [n, h, w, 3] since the last one of the session,
+    oldest first}, "state": f32 [raw], "instruction": str or None, "embodiment": str, "time": seconds}.
     """
 
     def __init__(self, assets: Mapping[str, Any], model: ModelConfig, image_size: tuple[int, int],

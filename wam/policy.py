@@ -24,7 +24,7 @@ from jax import Array
 
 from wam.batch import Batch
 from wam.checkpoint import Inference, read_inference
-from wam.config import FinetuneConfig, ModelConfig, TextConfig, build
+from wam.config import ModelConfig, TextConfig, build
 from wam.diffusion import sampler
 from wam.diffusion.sampler import Program
 from wam.inference import Engine, line_up, sampled
@@ -36,6 +36,7 @@ from wam.pretrained.instructions import text_encoder
 from wam.session import Memory, Sessions, apart, check_timing, together
 from wam.tokenizers.video import VideoTokenizer, from_state
 from wam.training.finetune import complete
+from wam.training.finetune_config import FinetuneConfig
 from wam.training.state import Apply
 from wam.training.step import latents_of
 
@@ -138,7 +139,7 @@ class Policy:
         }
 
     def program(self, mode: str) -> Program:
-        """The default program of a mode; ValueError if there is no such mode, or the checkpoint was not trained for it."""
+        """The default program of a mode; ValueError if there is none, or the checkpoint was not trained for it."""
         if mode not in DEFAULT_STEPS:
             raise ValueError(f"unknown mode {mode!r} for infer; choose from {', '.join(DEFAULT_STEPS)}")
         self.check_trained(mode)
@@ -159,7 +160,7 @@ class Policy:
 
     # ------------------------------------------------------------ sampling
 
-    def infer(self, observation: Mapping[str, Any], memory: Memory | None = None, mode: str = "policy",
+    def infer(self, observation: Mapping[str, Any], memory: Memory | None = None, mode: str | None = None,
               program: Program | None = None, key: Array | None = None, actions: np.ndarray | None = None,
               video: Mapping[str, np.ndarray] | None = None,
               prefix: np.ndarray | None = None) -> tuple[Chunk, Memory]:  # fmt: skip
@@ -170,8 +171,8 @@ class Policy:
             "embodiment": str, "time": seconds}. Where chunks see earlier ones, later observations of a session bring
             the frames since the last, uint8 [n, h, w, 3], at the times of `frame_seconds`.
           memory: what the last call of this session returned; None at its start.
-          mode: policy, joint, forward (needs `actions`), inverse (needs `video`) or video.
-          program: a sampler program of the same mode; by default `DEFAULT_STEPS` even steps.
+          mode: policy (the default), joint, forward (needs `actions`), inverse (needs `video`) or video.
+          program: how that is sampled, and then its mode counts; by default `DEFAULT_STEPS` even steps.
           key: noise key; by default fixed, so that equal calls give equal answers.
           actions: [K, raw action dim], given in `forward`.
           video: camera -> uint8 [n, h, w, 3], the frames after the observation, given in `inverse`.
@@ -191,7 +192,7 @@ class Policy:
         return chunks[0], memories[0]
 
     def infer_many(self, observations: Sequence[Mapping[str, Any]], ids: np.ndarray,
-                   memories: Sequence[Memory | None] | None = None, *, mode: str | Sequence[str] = "policy",
+                   memories: Sequence[Memory | None] | None = None, *, mode: str | Sequence[str] | None = None,
                    program: Program | Sequence[Program] | None = None,
                    actions: Sequence[np.ndarray | None] | None = None,
                    videos: Sequence[Mapping[str, np.ndarray] | None] | None = None,
@@ -206,23 +207,20 @@ class Policy:
         size = batch_size or n
         if size < n:
             raise ValueError(f"batch_size {size} is smaller than the {n} observations")
-        modes = [mode] * n if isinstance(mode, str) else list(mode)
-        programs = [self.program(m) for m in modes] if program is None else _each(program, n)
-        for name, given in zip(modes, programs, strict=True):
-            self.check_trained(given.name if program is not None else name)
+        programs = self._programs(mode, program, n)
         memories = list(memories or [None] * n)
         rows, rings = [], []
         for i, observation in enumerate(observations):
             row, ring = self.sessions.row(observation, memories[i]) if self.sessions else (
                 self.observations.row(observation), None)  # fmt: skip
-            self._give(row, observation, modes[i], *(x[i] if x else None for x in (actions, videos, prefixes)))
+            self._give(row, observation, programs[i].mode, *(x[i] if x else None for x in (actions, videos, prefixes)))
             rows.append(row)
             rings.append(ring)
         fill = _filled(rows)
         pad = [min(i, n - 1) for i in range(size)]
         batch = {name: np.stack([fill[i][name] for i in pad]) for name in fill[0]}
         out, after = self._sample(batch, ids[pad], [programs[i] for i in pad], [rings[i] for i in pad])
-        shown = None if out.video is None else np.asarray(self.pixels(out, batch))
+        shown = np.asarray(self.pixels(out, batch)) if any(p.imagines for p in programs) else None
         action = None if out.action is None else np.asarray(out.action[:, 0])
         evaluations = np.broadcast_to(np.asarray(out.evaluations), size)
         chunks, new = [], []
@@ -230,9 +228,9 @@ class Policy:
             raw = frames = None
             if action is not None and way.action == "generated":
                 raw = self.raw_actions(action[i], observation)
-                if prefixes and prefixes[i] is not None:
-                    raw[: len(prefixes[i])] = prefixes[i]
-            if shown is not None and way.video == "generated":
+                if (decided := prefixes[i] if prefixes else None) is not None:
+                    raw[: len(decided)] = decided
+            if shown is not None and way.imagines:
                 names = self._imagined(self.embodiment(observation["embodiment"]).views)
                 frames = dict(zip(names, shown[i], strict=False))  # a robot may have fewer cameras than there are views
             chunks.append(self._chunk(raw, frames, observation["embodiment"], int(evaluations[i])))
@@ -241,7 +239,22 @@ class Policy:
             new.append(self.sessions.after(observation, rows[i], after[i], number) if self.sessions else Memory(number))
         return chunks, new
 
-    def _give(self, row: Batch, observation: Mapping[str, Any], mode: str, actions: Any, video: Any, prefix: Any) -> None:
+    def _programs(self, mode: str | Sequence[str] | None, program: Program | Sequence[Program] | None, n: int
+                  ) -> list[Program]:  # fmt: skip
+        """One program a row; ValueError if the checkpoint was not trained for it, or it is of another mode."""
+        modes = [mode] * n if mode is None or isinstance(mode, str) else list(mode)
+        if program is None:
+            return [self.program(name or "policy") for name in modes]
+        programs = [program] * n if isinstance(program, Program) else list(program)
+        for name, given in zip(modes, programs, strict=True):
+            if name not in (None, given.mode):
+                raise ValueError(f"program {given.name!r} is of mode {given.mode!r}, not {name!r}")
+            self.check_trained(given.name)
+        return programs
+
+    def _give(
+        self, row: Batch, observation: Mapping[str, Any], mode: str, actions: Any, video: Any, prefix: Any
+    ) -> None:
         """Puts what is given into a row; ValueError if the mode wants something else."""
         robot, cfg = observation["embodiment"], self.engine.config
         for name, needs, given in (("actions", "forward", actions), ("video", "inverse", video)):
@@ -270,7 +283,9 @@ class Policy:
             row["future"] = self.observations.pictures(video, robot, frames, "video")
 
     def _chunk(self, actions: Any, video: Any, robot: str, evaluations: int) -> Chunk:
-        return Chunk(actions, video, self.action_seconds(robot), self.observations.frame_seconds(robot)[1:], evaluations)
+        return Chunk(
+            actions, video, self.action_seconds(robot), self.observations.frame_seconds(robot)[1:], evaluations
+        )
 
     def _sample(self, batch: Batch, ids: np.ndarray, programs: Sequence[Program], rings: Sequence[Any]) -> Any:
         """(sample, what every session then remembers) of a batch of single chunks."""
@@ -284,8 +299,10 @@ class Policy:
         return self.engine.jit(("infer", way), run)(batch, jnp.asarray(ids, jnp.uint32), rows, list(rings))
 
     def generate(self, batch: Batch, ids: np.ndarray, program: Program) -> sampler.Sampled:
-        """Samples whole batches of training samples in latents and normalised actions, every chunk from the real ones
-        before it; a given stream is read from the batch."""
+        """Samples whole batches of training samples, in latents and normalised actions.
+
+        Every chunk follows the real ones before it; a given stream is read from the batch.
+        """
         way, rows = line_up([program] * len(ids))
 
         def run(model: JointDiT, tokenizer: VideoTokenizer, batch: Batch, ids: Array, rows: Any) -> sampler.Sampled:
@@ -316,10 +333,6 @@ class Policy:
     def raw_actions(self, normalised: np.ndarray, observation: Mapping[str, Any]) -> np.ndarray:
         """[K, A] normalised and padded -> [K, raw] in the robot's units; relative dimensions become absolute."""
         return self.embodiment(observation["embodiment"]).decode_action(normalised, observation["state"])
-
-
-def _each(program: Program | Sequence[Program], n: int) -> list[Program]:
-    return [program] * n if isinstance(program, Program) else list(program)
 
 
 def _filled(rows: list[Batch]) -> list[Batch]:

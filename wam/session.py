@@ -38,7 +38,7 @@ class Memory(NamedTuple):
 
 
 class Sessions:
-    """Rows and rings of sessions. `model` is the shape of one chunk, `ahead` how many imagined ones a ring has room for.
+    """Rows and rings of sessions. `model` is the shape of one chunk; a ring has room for `ahead` imagined ones.
 
     Keys and values depend on the instruction, so under another one, or as another robot, a session begins anew.
     """
@@ -50,7 +50,10 @@ class Sessions:
     def row(self, observation: Mapping[str, Any], memory: Memory | None) -> tuple[Batch, Ring]:
         """One row of a batch (see `inference.SESSION`) and its ring; ValueError names what is wrong."""
         past = memory.past if memory else None
-        if past and (past.instruction, past.embodiment) != (observation.get("instruction"), observation.get("embodiment")):
+        if past and (past.instruction, past.embodiment) != (
+            observation.get("instruction"),
+            observation.get("embodiment"),
+        ):
             past = None
         before = past.frames if past else None
         row = self.observations.row(observation, before=before, frames=self.frames)
@@ -97,5 +100,5 @@ def check_timing(robot: Embodiment, model: ModelConfig) -> None:
     for chunk in range(model.chunks):
         if not np.allclose(seconds[chunk * n : (chunk + 1) * n + 1] - seconds[chunk * n], first, atol=1e-4):
             raise ValueError(
-                f"the chunks of {robot.spec.name!r} last differently ({robot.frame_seconds} s): a session needs equal ones"
+                f"the chunks of {robot.spec.name!r} do not last equally long ({robot.frame_seconds} s), as in a session"
             )

@@ -16,7 +16,6 @@ instruction tells them apart (the goal marker is not drawn).
 from ml_collections import ConfigDict
 
 from wam.config import (
-    FinetuneConfig,
     MeshConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -27,6 +26,7 @@ from wam.config import (
     to_dict,
 )
 from wam.training.augment_config import AugmentConfig
+from wam.training.finetune_config import FinetuneConfig
 
 TASKS = (
     "button-press-topdown",

@@ -5,7 +5,7 @@ import pytest
 
 from wam.embodiment import EmbodimentSpec, Gripper, Normalizer, Rotation
 from wam.evaluation import open_loop as module
-from wam.policy import Embodiment
+from wam.observations import Embodiment
 
 TURN = ("rx", "ry", "rz")
 ROBOT = EmbodimentSpec(

@@ -116,7 +116,8 @@ def test_a_policy_sees_what_training_saw_and_answers_in_the_robots_numbers(train
     frames = dict(zip(windows.views, windows[5]["frames"][:, 0], strict=True))
     observation = {"images": frames, "state": state[step], "instruction": "reach the goal", "embodiment": "test_arm"}
     given = action[step : step + 8]
-    row = policy._row(observation, given)
+    row = policy.observations.row(observation)
+    policy.observations.fill(row, given, observation)
     for key in set(row) - {"video", "frame_mask"}:
         assert np.allclose(row[key], sample[key], atol=1e-6), key
     assert np.array_equal(row["video"], sample["video"][:, :1])

@@ -31,7 +31,7 @@ def test_a_run_uses_its_text_encoder_and_its_checkpoints_ask_for_it(debug_run, t
     about = json.loads(json.dumps(assets(recipe, data)))
     saved = Inference(**{**read_inference(debug_run)._asdict(), "assets": about})
     policy = Policy(saved)
-    row = policy._row({**policy.example_observation(), "instruction": window["instruction"]}, None)
+    row = policy.observations.row({**policy.example_observation(), "instruction": window["instruction"]})
     np.testing.assert_array_equal(row["text"], sample["text"])
     np.testing.assert_array_equal(row["text_mask"], sample["text_mask"])
 

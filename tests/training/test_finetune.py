@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers import SMALL, small_batch, small_tokenizer
 from tests.pretrained.files import CONFIG, random_trunk, release
-from wam.config import FinetuneConfig, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
+from wam.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from wam.models import lora
 from wam.pretrained import dreamzero, loading
 from wam.pretrained.dreamzero import DreamZeroConfig
@@ -19,6 +19,7 @@ from wam.pretrained.imported import import_model
 from wam.pretrained.mapping import flatten, unflatten
 from wam.pretrained.wan_forward import wan_forward
 from wam.training import finetune, sharding
+from wam.training.finetune_config import FinetuneConfig
 from wam.training.state import build, split
 from wam.training.trainer import Trainer
 

@@ -9,10 +9,11 @@ import pytest
 from tests.helpers import SMALL, small_batch, small_tokenizer
 from tests.pretrained.wan_reference import TINY, reference
 from tools import import_weights
-from wam.config import FinetuneConfig, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
+from wam.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from wam.pretrained.mapping import flatten
 from wam.pretrained.wan_trunk import WanConfig
 from wam.training import sharding
+from wam.training.finetune_config import FinetuneConfig
 from wam.training.trainer import Trainer
 
 CONFIG = WanConfig(**{**TINY, "text_dim": SMALL["text_dim"]}, in_channels=2, out_channels=2)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from wam.diffusion.sampler import Program
 from wam.evaluation.baselines import wilson_interval
 from wam.policy import Policy
+from wam.session import Memory
 
 MakeEnv = Callable[[str, Sequence[str]], Any]
 """(task, cameras) -> environment with reset, step, render, instruction, spec and close; picklable."""
@@ -44,6 +45,8 @@ class Settings:
     seed: int = 0
     record_stride: int = 4
     """Control steps between the frames of a recording."""
+    frame_steps: tuple[int, ...] = ()
+    """Control steps after an observation at which the frames of the next one are taken; none: one frame, when asked."""
 
 
 def task_id(task: str) -> int:
@@ -53,14 +56,17 @@ def task_id(task: str) -> int:
 # ---------------------------------------------------------------- worker side
 
 
-def _play(env: Any, actions: np.ndarray, limit: int, record: dict[str, Any] | None, stride: int) -> tuple[bool, int]:
-    """Executes up to `limit` actions, stopping at success: (success, steps taken)."""
+def _play(env: Any, actions: np.ndarray, limit: int, record: dict[str, Any] | None, stride: int,
+          frame_steps: Sequence[int] = (), frames: list | None = None) -> tuple[bool, int]:  # fmt: skip
+    """Executes up to `limit` actions, stopping at success: (success, steps taken). `frames` receives pictures."""
     for step, action in enumerate(actions[:limit]):
         if record is not None and step and step % stride == 0:
             _film(env, record)
         _, success = env.step(action)
         if record is not None:
             record["executed"].append(np.asarray(action, np.float32))
+        if frames is not None and step + 1 in frame_steps:
+            frames.append(env.render())
         if success:
             return True, step + 1
     return False, min(limit, len(actions))
@@ -102,13 +108,17 @@ def _slot(env: Any, task: str, layouts: np.ndarray, settings: Settings, recorded
     for index, layout in enumerate(layouts):
         steps, chunk, success = 0, 0, False
         env.reset(layout)
+        seen: list[dict[str, np.ndarray]] = []
         record: dict[str, Any] | None = None
         if recorded.get(task) == index:
             record = {"frames": [], "frame_step": [], "executed": [], "chunk_step": [], "camera": cameras[0]}
         while not success and steps < settings.max_steps:
             if record is not None:
                 record["chunk_step"].append(steps)
-            images = env.render() if record is None else _film(env, record)
+            if record is not None:
+                _film(env, record)
+            seen = seen or [env.render()]
+            images = {camera: np.stack([frame[camera] for frame in seen]) for camera in seen[-1]}
             observation = {
                 "images": images,
                 "state": env.state,
@@ -118,7 +128,8 @@ def _slot(env: Any, task: str, layouts: np.ndarray, settings: Settings, recorded
             }
             actions = yield index, chunk, observation
             limit = min(settings.execute_steps, settings.max_steps - steps)
-            success, taken = _play(env, actions, limit, record, settings.record_stride)
+            seen = []
+            success, taken = _play(env, actions, limit, record, settings.record_stride, settings.frame_steps, seen)
             steps, chunk = steps + taken, chunk + 1
         if record is not None:
             _film(env, record)
@@ -139,6 +150,7 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
     `instructions` (task -> instruction) replaces the tasks' own; `recorded` (task -> index of a layout) says what to
     film. Raises RuntimeError when a simulator fails.
     """
+    settings = _with_frames(policy, settings)
     tasks = list(layouts)
     workers = max(1, min(settings.workers, len(tasks)))
     groups = [tasks[i::workers] for i in range(workers)]
@@ -151,6 +163,7 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
     ]
     episodes: list[Episode] = []
     predictions: dict[tuple[str, int], list[Any]] = {}
+    memories: dict[str, Memory] = {}  # task -> of the layout that is being played
     total = sum(len(v) for v in layouts.values())
     with _Workers(start) as pipes, tqdm(total=total, desc=progress, unit="episode", disable=not progress) as bar:
         while pipes:
@@ -171,8 +184,10 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
                         if chunk == 0:
                             bar.n = sum(1 for _ in episodes) + sum(v[0] for v in asks.values())
                             bar.refresh()
-                    chunks = policy.infer_many(observations, np.array(ids, np.uint32), mode=mode, program=program,
-                                               batch_size=size)  # fmt: skip
+                    known = [memories[task] if chunk else None for task, (_, chunk, _) in asks.items()]
+                    chunks, after = policy.infer_many(observations, np.array(ids, np.uint32), known, mode=mode,
+                                                      program=program, batch_size=size)  # fmt: skip
+                    memories |= zip(asks, after, strict=True)
                     for (task, (layout, _, _)), chunk in zip(asks.items(), chunks, strict=True):
                         if film.get(task) == layout:
                             predictions.setdefault((task, layout), []).append(chunk)
@@ -186,6 +201,21 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
                 episode.recording["imagined"] = np.stack([c.video[policy.imagined[0]] for c in made])
                 episode.recording["imagined_seconds"] = made[0].video_seconds
     return sorted(episodes, key=lambda e: (tasks.index(e.task), e.layout))
+
+
+def _with_frames(policy: Policy, settings: Settings) -> Settings:
+    """ValueError if a session of the policy cannot be asked again after `execute_steps`."""
+    if policy.sessions is None:
+        return settings
+    name = policy.embodiments[0]
+    robot, due = policy.embodiment(name), policy.chunk_steps(name)
+    if settings.execute_steps != due:
+        raise ValueError(
+            f"execute_steps is {settings.execute_steps}: chunks of this checkpoint see earlier ones, which last {due} "
+            f"steps; set it to {due}"
+        )
+    steps = np.round(policy.observations.frame_seconds(name)[1:] * robot.spec.control_hz).astype(int)
+    return dataclasses.replace(settings, frame_steps=tuple(steps.tolist()))
 
 
 class _Workers:

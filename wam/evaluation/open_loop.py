@@ -22,7 +22,8 @@ import numpy as np
 from wam.batch import Batch
 from wam.diffusion.sampler import Program
 from wam.evaluation.world_model import generate_all
-from wam.policy import Embodiment, Policy
+from wam.observations import Embodiment
+from wam.policy import Policy
 
 CASES = ("policy", "mean", "hold")
 RESAMPLES = 2000
@@ -73,7 +74,7 @@ def open_loop(policy: Policy, batch: Batch, episodes: Sequence[str], starts: Seq
     """
     if program.action != "generated":
         raise ValueError(f"mode {program.name!r} generates no actions to compare")
-    robot = policy._embodiments[int(batch["embodiment"][0])]
+    robot = policy.observations.table[int(batch["embodiment"][0])]
     spec, (_, normalizer) = robot.spec, robot.normalizers
     A, n = spec.model_action_dim, len(episodes)
     state, real = robot.decode_state(batch["state"][:, 0]), batch["action"][:, 0, :, :A]

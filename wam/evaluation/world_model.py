@@ -17,7 +17,8 @@ from jax import Array
 
 from wam.batch import Batch
 from wam.diffusion import sampler
-from wam.policy import Embodiment, Policy
+from wam.observations import Embodiment
+from wam.policy import Policy
 
 MOVED = 0.1
 CASES = ("true", "shuffled", "zero", "copy_last", "ceiling")
@@ -95,7 +96,7 @@ def forward_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
     other = same_task_shuffle(tasks)
     zero = np.zeros_like(batch["action"])
     for row, index in enumerate(batch["embodiment"]):
-        robot = policy._embodiments[int(index)]
+        robot = policy.observations.table[int(index)]
         if robot.action is not None:
             zero[row, ..., : robot.spec.model_action_dim] = _still(robot)
     actions = {"true": batch["action"], "shuffled": batch["action"][other], "zero": zero * batch["action_mask"]}
@@ -126,7 +127,7 @@ def forward_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
     some = moved.any((1, 2, 3, 4))
     wins = (moving_error["true"] < moving_error["shuffled"])[some]
     means = {metric: {case: float(np.mean(v)) for case, v in cases.items()} for metric, cases in per_frame.items()}
-    robot = policy._embodiments[int(batch["embodiment"].max())]
+    robot = policy.observations.table[int(batch["embodiment"].max())]
     return {
         **means,
         "per_frame": per_frame,
@@ -152,7 +153,7 @@ def inverse_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
         "r2_wrong_video": generate_all(policy, {**batch, "video": swapped}, program, size, pixels=False),
         "policy_r2": generate_all(policy, batch, sampler.program("policy", 1), size, pixels=False),
     }
-    spec = policy._embodiments[int(batch["embodiment"].max())].spec
+    spec = policy.observations.table[int(batch["embodiment"].max())].spec
     moves = [i for i, kind in enumerate(spec.model_action_kinds) if kind != "gripper"]
     grips = [i for i, kind in enumerate(spec.model_action_kinds) if kind == "gripper"]
     target, mask = batch["action"], batch["action_mask"]

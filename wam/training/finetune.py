@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from wam.config import FinetuneConfig
 from wam.models.lora import LEAVES, merge
 from wam.pretrained.imported import load_trunk, trunk_config
 from wam.pretrained.mapping import flatten, unflatten
 from wam.pretrained.released import trunk_shapes
+from wam.training.finetune_config import FinetuneConfig
 
 Tree = dict[str, Any]
 

@@ -21,7 +21,7 @@ from flax import nnx
 from jax.extend.core import Var
 
 from wam.batch import BatchSpec
-from wam.config import FinetuneConfig, ModelConfig, ObjectiveConfig
+from wam.config import ModelConfig, ObjectiveConfig
 from wam.diffusion import losses, modes
 from wam.models.flops import attention_pairs, stream_tokens
 from wam.models.joint_dit import create
@@ -29,6 +29,7 @@ from wam.models.lora import Lora
 from wam.pretrained.mapping import flatten
 from wam.training import sharding, state
 from wam.training.finetune import divide, frozen_paths
+from wam.training.finetune_config import FinetuneConfig
 
 ACTIVATIONS_WITHIN = 1.5
 """The activations of a compiled step are expected within this factor, either way. XLA's account on CPU devices, in

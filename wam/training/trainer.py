@@ -10,7 +10,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wam.batch import Batch
-from wam.config import FinetuneConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
+from wam.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from wam.models.joint_dit import JointDiT
 from wam.pretrained.imported import load_trunk
 from wam.pretrained.mapping import flatten
@@ -18,6 +18,7 @@ from wam.tokenizers.video import VideoTokenizer
 from wam.training import sharding
 from wam.training.augment import OFF, Augmentation
 from wam.training.finetune import check_imported, divide, frozen_paths, started
+from wam.training.finetune_config import FinetuneConfig
 from wam.training.optimizer import make_optimizer
 from wam.training.state import Apply, Fixed, TrainState, build, count, init_state, logical_axes, split
 from wam.training.step import Metrics, make_eval_step, make_train_step
