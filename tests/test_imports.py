@@ -25,6 +25,7 @@ LAYERS = {
     "checkpoint": 3,
     "training": 3,
     "pretrained": 3,
+    "imagination": 4,
     "inference": 4,
     "observations": 4,
     "session": 4,

@@ -27,6 +27,7 @@ from wam.checkpoint import Inference, read_inference
 from wam.config import ModelConfig, TextConfig, build
 from wam.diffusion import sampler
 from wam.diffusion.sampler import Program
+from wam.imagination import Imagination, Imagined
 from wam.inference import Engine, line_up, sampled
 from wam.models.dynamics_paths import Constant
 from wam.models.history import remember
@@ -75,6 +76,7 @@ class Policy:
         self.whole = self.engine if self.config.chunks == 1 else self._engine(self.config, saved.constants)
         self.observations = Observations(assets, one, self.tokenizer.image_size, self.encode_text)
         self.sessions = Sessions(self.observations, one, ahead) if self.config.chunks > 1 else None
+        self._imagination = Imagination(self.engine, self.observations, self.sessions)
         if self.sessions:
             for name in self.embodiments:
                 check_timing(self.embodiment(name), self.config)
@@ -190,6 +192,40 @@ class Policy:
             prefixes=None if prefix is None else [prefix],
         )  # fmt: skip
         return chunks[0], memories[0]
+
+    def imagine(self, observation: Mapping[str, Any], memory: Memory | None = None, chunks: int = 4,
+                mode: str | None = None, program: Program | None = None, key: Array | None = None,
+                actions: np.ndarray | None = None) -> tuple[Imagined, Memory]:  # fmt: skip
+        """An open-loop rollout: `chunks` chunks, each going on from what the one before imagined.
+
+        Args:
+          observation: as in `infer`.
+          memory: of the session, as in `infer`.
+          chunks: how many.
+          mode: joint (the default), forward (needs `actions`) or video.
+          program: of one of these modes.
+          key: noise key.
+          actions: [chunks * `chunk_steps`, raw action dim], in `forward`.
+
+        Returns:
+          what was imagined, and the session's memory with it: the next real observation overwrites it.
+
+        Raises ValueError naming the field that is wrong.
+        """
+        (program,) = self._programs(None if program else mode or "joint", program, 1)
+        if not program.imagines:
+            raise ValueError(f"imagine: program {program.name!r} makes no video; take mode joint, forward or video")
+        if (program.mode == "forward") != (actions is not None):
+            raise ValueError("mode 'forward' needs `actions`" if actions is None else "only 'forward' takes `actions`")
+        if chunks < 1:
+            raise ValueError(f"chunks: expected at least 1, got {chunks}")
+        steps = self.chunk_steps(self.embodiment(observation["embodiment"]).spec.name)
+        if steps > self.config.action_horizon:
+            raise ValueError(
+                f"imagine: a chunk's frames last {steps} actions, its actions end after {self.config.action_horizon}"
+            )
+        words = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()[-2:]
+        return self._imagination(observation, memory, program, chunks, (int(words[0]), int(words[1])), steps, actions)
 
     def infer_many(self, observations: Sequence[Mapping[str, Any]], ids: np.ndarray,
                    memories: Sequence[Memory | None] | None = None, *, mode: str | Sequence[str] | None = None,
