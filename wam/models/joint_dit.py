@@ -40,6 +40,7 @@ from wam.models.registers import EmbodimentMLP, TimedEmbodimentMLP
 from wam.models.rotary import frame_positions, line_angles, rope_angles, step_positions
 from wam.models.streams import Context, Given, LayerKeys, Noisy, Observation, Outputs, Stream
 from wam.models.trunk import experts, through_layers
+from wam.models.value import ValueQuery
 
 
 class JointDiT(nnx.Module):
@@ -110,6 +111,7 @@ class JointDiT(nnx.Module):
         self.embodiments = Embodiments(config)
         self.forward_path = ForwardPath(config, rngs=rngs) if config.lead_width else None
         self.inverse_path = InversePath(config, rngs=rngs) if config.inverse_width else None
+        self.value = ValueQuery(config, rngs=rngs) if config.value_bins else None
 
     # ------------------------------------------------------------------- parts
 
@@ -231,7 +233,7 @@ class JointDiT(nnx.Module):
     # ------------------------------------------------------------------- noisy
 
     def _noisy(self, given: Given, noisy: Noisy) -> dict[str, Stream]:
-        """The streams `video`, `action` and `draw`, as far as they are present, and `state` with the actions' sigma."""
+        """The streams `video`, `action`, `draw` and `value`, as far as they are present, and a `state` with a sigma."""
         streams = {}
         if self.config.state_sigma == "action":
             if noisy.draws is not None:
@@ -246,11 +248,13 @@ class JointDiT(nnx.Module):
             streams["action"] = self._action_stream(given, noisy)
         if noisy.draws is not None:
             streams["draw"] = self._draw_stream(given, noisy)
+        if noisy.value_sees_video is not None:
+            streams["value"] = self._value_stream(given)
         return streams
 
     def _outputs(self, given: Given, noisy: Noisy, streams: dict[str, Stream], xs: dict[str, Array]) -> Outputs:
         M, f, v = noisy.sigma_action.shape[1], self.config.frames_per_chunk, len(self.config.target_views)
-        video = action = policy = None
+        video = action = policy = value = None
         if "video" in streams:
             out = self.video_head(xs["video"], streams["video"].condition)
             video = rearrange(out, "B (M f v) P C -> B M f v P C", M=M, f=f, v=v)
@@ -259,7 +263,9 @@ class JointDiT(nnx.Module):
         if "draw" in streams:
             policy = self._decode_actions(xs["draw"], given, streams["draw"])
             policy = rearrange(policy, "B (M R) K A -> B M R K A", M=M)
-        return Outputs(video, action, policy)
+        if self.value is not None and "value" in streams:
+            value = self.value(xs["value"], streams["value"].condition)
+        return Outputs(video, action, policy, value)
 
     def _video_stream(self, given: Given, noisy: Noisy) -> Stream:
         assert noisy.video is not None
@@ -321,6 +327,12 @@ class JointDiT(nnx.Module):
         x = self._encode_actions(noisy.draws * noisy.action_mask[:, :, None], noisy.sigma_draws[..., None], given)
         sigma = rearrange(noisy.sigma_draws, "B M R -> B (M R)")
         return self._action_tokens(rearrange(x, "B M R Ka D -> B (M R) Ka D"), sigma, given)
+
+    def _value_stream(self, given: Given) -> Stream:
+        assert self.value is not None, "model.value_bins is 0: this network has no value query"
+        (B, M, _), time = given.observation.state.shape, given.observation.action_time[:, :, -1:]
+        x = place_tokens(self.value.tokens(B, M, jnp.dtype(self.config.dtype)), patches=False)
+        return self._stream("value", given, x, self._step_angles(time), jnp.zeros((B, 1, 1)))
 
     def _encode_actions(self, action: Array, sigma: Array, given: Given) -> Array:
         """[B, ..., K, A] with sigma [B, ..., 1 or Ka] -> [B, ..., Ka, D]."""
