@@ -124,6 +124,8 @@ class ModelConfig:
     inverse_width: int = 256
     """Width of the latent-difference path (inverse dynamics); 0 removes the path."""
     inverse_channels: int = 8
+    value_bins: int = 0
+    """Bins on [0, 1] of the value query's two-hot output; 0: no query."""
 
     attention: str = "xla"
     attention_chunk: int = 128
@@ -260,16 +262,9 @@ class ObjectiveConfig:
     """Which modes are trained how often, and the weight of every loss term."""
 
     modes: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: {
-            "joint": 0.3,
-            "async": 0.0,
-            "independent": 0.0,
-            "policy": 0.0,
-            "forward": 0.4,
-            "inverse": 0.3,
-            "video": 0.0,
-        }
-    )
+        default_factory=lambda: {"joint": 0.3, "async": 0.0, "independent": 0.0, "policy": 0.0, "forward": 0.4,
+                                 "inverse": 0.3, "video": 0.0, "value": 0.0}
+    )  # fmt: skip
     """Weight of each mode; per sample they are renormalised over the modes its data allows. Without a weight on
     `video`, samples without actions still train it."""
     policy_draws: int = 4
@@ -283,6 +278,8 @@ class ObjectiveConfig:
     policy_weight: float = 1.0
     inverse_weight: float = 1.0
     """Direct regression of the actions from latent differences (the inverse path's own head)."""
+    value_weight: float = 0.1
+    """Cross-entropy of the value query, with `model.value_bins`."""
     video_shift: float = 1.0
     action_shift: float = 1.0
     joint_video_sees_action: float = 0.5

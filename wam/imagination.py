@@ -82,8 +82,10 @@ class Imagination:
             np.arange(chunks * steps, dtype=np.float32) / np.float32(robot.action_hz),
             (starts + seconds[1 : n + 1]).ravel().astype(np.float32),
         )
-        if not self.sessions:
+        if self.sessions is None:
             return result, Memory(number + 1)
+        assert remembered is not None
+        assert ring is not None
         past = self.sessions.after(observation, row, remembered, number + 1)
         assert past.past is not None
         return result, past._replace(past=past.past._replace(ring=ring))

@@ -29,6 +29,7 @@ CASES = {
     "no text attention": ({"text_attention": False}, {}),
     "both views": ({"target_views": (0, 1)}, {}),
     "two chunks": ({"chunks": 2, "latent_frames": 5}, {}),
+    "value": ({"value_bins": 64}, {}),
     "no draws": ({}, {"policy_draws": 0}),
     "no video": ({}, {"with_video": False}),
     "no paths": ({"lead_width": 0, "inverse_width": 0}, {}),
@@ -84,7 +85,7 @@ def test_tokens_and_pairs_by_hand():
     config = dataclasses.replace(WIDE, chunks=2, latent_frames=5)  # 30 patches, 2 views, one of them predicted
     objective = ObjectiveConfig(policy_draws=3)
     tokens = stream_tokens(config, objective)
-    assert dataclasses.astuple(tokens) == (2 * 30 * 3, 2, 2 * 2 * 30, 2 * 16, 2 * 3 * 16)
+    assert dataclasses.astuple(tokens) == (2 * 30 * 3, 2, 2 * 2 * 30, 2 * 16, 2 * 3 * 16, 0)
     assert tokens_per_sample(config, objective) == 180 + 2 + 120 + 32 + 96
     assert tokens_per_sample(config) == 180 + 2 + 120 + 32
     pairs = attention_pairs(config, objective)

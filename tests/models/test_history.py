@@ -70,9 +70,9 @@ def observation(batch, latents, chunk) -> Observation:
 
 
 def part(noisy, chunk):
-    per_sample = ("action_sees_video", "video_sees_action", "draws", "sigma_draws")
-    return noisy._replace(**{name: getattr(noisy, name)[:, chunk : chunk + 1] for name in noisy._fields
-                             if name not in per_sample})  # fmt: skip
+    """What one chunk has of its own; the bits are of the whole sample."""
+    own = ("video", "sigma_video", "frame_mask", "action", "action_mask", "sigma_action", "prefix")
+    return noisy._replace(**{name: getattr(noisy, name)[:, chunk : chunk + 1] for name in own})
 
 
 @pytest.mark.parametrize("ahead", [1, 3])

@@ -17,6 +17,7 @@ from wam.config import ModelConfig, ObjectiveConfig
 from wam.diffusion import flow
 from wam.diffusion.inpainting import frozen_steps
 from wam.diffusion.modes import MODES, Draws, loss_flags
+from wam.diffusion.value import ValueTarget, value_target
 from wam.models.joint_dit import JointDiT
 from wam.models.streams import Noisy, observe
 
@@ -32,8 +33,8 @@ class Target(NamedTuple):
         full = jnp.broadcast_to(self.mask, self.value.shape).astype(jnp.float32)
         return full.sum(tuple(range(1, full.ndim)))
 
-    def squared_error(self, output: Array) -> Array:
-        """[B]: sums over the active elements of each sample."""
+    def error(self, output: Array) -> Array:
+        """[B]: squared errors, summed over the active elements of each sample."""
         # where, not a product: a non-finite value in a masked place must not reach the sum.
         error = jnp.where(jnp.broadcast_to(self.mask, output.shape), (output - self.value) ** 2, 0.0)
         return error.sum(tuple(range(1, error.ndim)))
@@ -86,12 +87,13 @@ def noisy_inputs(batch: Batch, latents: Array, draws: Draws, model: ModelConfig,
         draws=policy if R else None,
         sigma_draws=draws.policy_sigma if R else None,
         prefix_draws=draws.policy_prefix if R else None,
+        value_sees_video=draws.value_sees_video if model.value_bins else None,
     )
 
 
 def targets(batch: Batch, latents: Array, draws: Draws, model: ModelConfig, *,
-            with_video: bool = True) -> dict[str, Target]:  # fmt: skip
-    """What every term is compared with, and where: `video`, `action`, `policy` (further draws) and `inverse`."""
+            with_video: bool = True) -> dict[str, Target | ValueTarget]:  # fmt: skip
+    """What every term is compared with, and where: `video`, `action`, `policy` (further draws), `inverse`, `value`."""
     future, frames = future_latents(latents, model), frame_masks(batch, model)
     views = batch["view_mask"][:, jnp.array(model.target_views)]
     video_on, action_on, imitates = loss_flags(draws.mode)
@@ -102,7 +104,8 @@ def targets(batch: Batch, latents: Array, draws: Draws, model: ModelConfig, *,
         # A prefix is given: there is nothing to predict about it.
         action_mask = action_mask & ~frozen_steps(draws.prefix, model)[..., None]
         policy_mask = policy_mask & ~frozen_steps(draws.policy_prefix, model)[..., None]
-    out = {"action": Target(flow.target(batch["action"], draws.noise_action, "velocity"), action_mask)}
+    out: dict[str, Target | ValueTarget] = {}
+    out["action"] = Target(flow.target(batch["action"], draws.noise_action, "velocity"), action_mask)
     if with_video:
         mask = frames[..., None] & views[:, None, None] & video_on[:, None, None, None]
         out["video"] = Target(flow.target(future, draws.noise_video, model.video_prediction), mask[..., None, None])
@@ -112,6 +115,8 @@ def targets(batch: Batch, latents: Array, draws: Draws, model: ModelConfig, *,
     if model.inverse_width and with_video:
         seen = frames.any(-1) & views.any(-1, keepdims=True)
         out["inverse"] = Target(batch["action"], batch["action_mask"] & seen[..., None, None])
+    if model.value_bins:
+        out["value"] = value_target(batch, draws)
     return out
 
 
@@ -128,11 +133,12 @@ def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws, *,
     observation = observe(batch, latents, cfg.chunks, cfg.frames_per_chunk, drop_text=draws.drop_text,
                           drop_state=draws.drop_state, drop_history=draws.drop_history)  # fmt: skip
     given, out = model(observation, noisy)
-    outputs: dict[str, Any] = {"action": out.action, "video": out.video, "policy": out.draws}
+    outputs: dict[str, Any] = {"action": out.action, "video": out.video, "policy": out.draws,
+                               "value": out.value}  # fmt: skip
     of = targets(batch, latents, draws, cfg, with_video=with_video)
     if "inverse" in of:
         outputs["inverse"] = model.direct_inverse(given, future_latents(latents, cfg), noisy.frame_mask)
-    return {name: Term(target.squared_error(outputs[name]), target.counts()) for name, target in of.items()}
+    return {name: Term(target.error(outputs[name]), target.counts()) for name, target in of.items()}
 
 
 def weights(objective: ObjectiveConfig) -> dict[str, float]:
@@ -141,6 +147,7 @@ def weights(objective: ObjectiveConfig) -> dict[str, float]:
         "action": objective.action_weight,
         "policy": objective.policy_weight,
         "inverse": objective.inverse_weight,
+        "value": objective.value_weight,
     }
 
 
@@ -154,7 +161,7 @@ def breakdown(terms: dict[str, Term], batch: Batch, draws: Draws, bins: int, sou
     """Sums and counts [n, 2] of every term per mode, per source and per sigma bin: never only the mean.
 
     The sigma of a bin is the stream's own (the first chunk's); the `policy` draws have no single one and the direct
-    inverse none, so those two are split by source alone.
+    inverse and the value none, so those are split by source alone.
     """
     by: dict[str, tuple[Array, int]] = {"source": (batch["source"], sources)}
     out: dict[str, Any] = {}

@@ -34,6 +34,10 @@ class Mode:
     imitates: bool
     """Its action loss copies the demonstrator, so it needs `imitate`."""
     needs_action: bool = True
+    value_sees_video: float = 0.0
+    """Probability that the value query reads the video, V(s'), and not state and actions, Q(s, a). Its loss counts
+    wherever what it reads is clean and the outcome known: in `value`, and beside the others in `forward` and `inverse`.
+    """
 
 
 MODES: tuple[Mode, ...] = (
@@ -42,9 +46,11 @@ MODES: tuple[Mode, ...] = (
     Mode("independent", "u", "u", 0.5, 0.5, video_loss=True, action_loss=True, imitates=True),
     Mode("policy", "one", "u", 0.0, 0.0, video_loss=False, action_loss=True, imitates=True),
     Mode("forward", "u", "zero", 0.0, 1.0, video_loss=True, action_loss=False, imitates=False),
-    Mode("inverse", "zero", "u", 1.0, 0.0, video_loss=False, action_loss=True, imitates=False),
+    Mode("inverse", "zero", "u", 1.0, 0.0, video_loss=False, action_loss=True, imitates=False, value_sees_video=1.0),
     Mode("video", "u", "one", 0.0, 0.0, video_loss=True, action_loss=False, imitates=False, needs_action=False),
-)
+    Mode("value", "zero", "zero", 0.0, 0.0, video_loss=False, action_loss=False, imitates=False, needs_action=False,
+         value_sees_video=0.5),
+)  # fmt: skip
 MODE_NAMES = tuple(mode.name for mode in MODES)
 
 
@@ -69,6 +75,7 @@ class Draws(NamedTuple):
     drop_text: Array  # [B] bool
     drop_state: Array  # [B] bool
     drop_history: Array  # [B] bool
+    value_sees_video: Array  # [B] f32, 0 or 1
     prefix: Array | None = None  # [B, M] int32: leading action tokens that enter clean; None: no prefix is trained
     policy_prefix: Array | None = None  # [B, M, R] int32
 
@@ -103,6 +110,8 @@ def draw(key: Array, batch: Batch, model: ModelConfig, objective: ObjectiveConfi
     weight_M = _table(weights.get(mode.name, 0.0) for mode in MODES)
     imitates_M = jnp.asarray([mode.imitates for mode in MODES])
     needs_action_M = jnp.asarray([mode.needs_action for mode in MODES])
+    needs_value_M = jnp.asarray([mode.name == "value" for mode in MODES])
+    p_value_video = _table(mode.value_sees_video for mode in MODES)
     p_asv = _table(mode.action_sees_video for mode in MODES)
     joint_vsa = objective.joint_video_sees_action
     p_vsa = _table(joint_vsa if mode.video_sees_action is None else mode.video_sees_action for mode in MODES)
@@ -113,11 +122,12 @@ def draw(key: Array, batch: Batch, model: ModelConfig, objective: ObjectiveConfi
     # Action dimensions lead, so that padding them appends draws and leaves the others as they were.
     K, A = model.action_horizon, model.action_dim
 
-    def one(sample_id: Array, imitate: Array, has_action: Array, real_tokens: Array) -> Draws:
+    def one(sample_id: Array, imitate: Array, has_action: Array, real_tokens: Array, has_value: Array) -> Draws:
         sample_key = jax.random.fold_in(jax.random.fold_in(key, sample_id[0]), sample_id[1])
         k = jax.random.split(sample_key, 10)
         # Data without actions can only be video; data that must not be copied leaves the imitating modes.
         allowed = jnp.where(imitates_M, imitate & has_action, jnp.where(needs_action_M, has_action, True))
+        allowed &= has_value | ~needs_value_M
         # `video` is for whatever has no actions: with a positive weight robot data may draw it as well.
         weight = jnp.where(allowed, weight_M, 0.0)
         video_only = jnp.asarray([float(mode.name == "video") for mode in MODES])
@@ -151,6 +161,10 @@ def draw(key: Array, batch: Batch, model: ModelConfig, objective: ObjectiveConfi
             drop_text=bits[2] < objective.drop_text,
             drop_state=bits[3] < objective.drop_state,
             drop_history=bits[4] < objective.drop_history,
+            # The only thing there is to read, where the other is missing.
+            value_sees_video=(
+                ((jax.random.uniform(k[9]) < p_value_video[mode]) | ~has_action) & objective.with_video
+            ).astype(jnp.float32),
             prefix=prefix,
             policy_prefix=policy_prefix,
         )
@@ -158,7 +172,8 @@ def draw(key: Array, batch: Batch, model: ModelConfig, objective: ObjectiveConfi
     real = batch["action_mask"].any(-1)  # [B, M, K]
     whole = real.reshape(*real.shape[:2], -1, model.steps_per_token).all(-1)
     real_tokens = jnp.cumprod(whole.astype(jnp.int32), -1).sum(-1)  # [B, M]: before the first that is not real
-    return jax.vmap(one)(batch["sample_id"], batch["imitate"].all(1), real.any((1, 2)), real_tokens)
+    has_value = batch["value_mask"].any(1) & (model.value_bins > 0)
+    return jax.vmap(one)(batch["sample_id"], batch["imitate"].all(1), real.any((1, 2)), real_tokens, has_value)
 
 
 def loss_flags(mode: Array) -> tuple[Array, Array, Array]:

@@ -27,7 +27,7 @@ class Flops:
     video: int
     """Projections and MLPs of the noisy video."""
     action: int
-    """Projections and MLPs of the noisy actions and of their further draws."""
+    """Projections and MLPs of the noisy actions and of their further draws, and of the value query."""
     attention: int
     """Products of queries with keys and of weights with values, over the blocks that the visibility table shows."""
     text: int
@@ -52,6 +52,7 @@ class Tokens:
     video: int
     action: int
     draw: int
+    value: int
 
     @property
     def total(self) -> int:
@@ -69,6 +70,7 @@ def stream_tokens(config: ModelConfig, objective: ObjectiveConfig | None = None)
         video=M * f * len(config.target_views) * P if with_video else 0,
         action=M * config.action_tokens,
         draw=M * draws * config.action_tokens,
+        value=M if config.value_bins and objective else 0,
     )
 
 
@@ -129,15 +131,16 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
     video = tokens.video * (_product(frame + C if apart else frame, Dv) + layers * layer(Dv, config.video_mlp))
     action_in = _product(k * A, Da) + (_product(2 * Da, Da) + _product(Da, Da) if mlp else 0)
     action = noisy_actions * (action_in + layers * layer(Da, config.action_mlp))
+    action += tokens.value * layers * layer(Da, config.action_mlp)
     action_out = _product(Da, hidden) + _product(hidden, k * A) if mlp else _product(Da, k * A)
-    attended = before_last * pairs["history"] + layers * (pairs["video"] + pairs["action"] + pairs["draw"])
+    attended = before_last * pairs["history"] + layers * sum(pairs[n] for n in ("video", "action", "draw", "value"))
     widths = (Dv,) if config.topology == "shared" else (Dv, Da)
 
     text = 0
     if config.text_attention:
         text += text_tokens * sum(_product(config.text_dim, D) + layers * 2 * _product(D, inner) for D in widths)
         wide = before_last * tokens.history + layers * tokens.video
-        narrow = before_last * M + layers * noisy_actions
+        narrow = before_last * M + layers * (noisy_actions + tokens.value)
         text += 2 * (wide * _product(Dv, inner) + narrow * _product(Da, inner))
         text += 2 * (wide + narrow) * _product(text_tokens, inner)
         if config.text_input == "mlp":
@@ -168,6 +171,7 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
     modulation = sum(map(embedder, widths if config.state_sigma == "clean" else (Dv,)))
     if config.pooled_text:
         modulation += _product(text_tokens, config.text_dim) + sum(_product(config.text_dim, D) for D in widths)
+    modulation += embedder(Da) if tokens.value else 0
     modulation += (M * f * embedder(Dv) if tokens.video else 0) + noisy_actions // config.action_tokens * embedder(Da)
     return Flops(
         history=history,
@@ -176,7 +180,9 @@ def forward_flops(config: ModelConfig, *, objective: ObjectiveConfig | None = No
         attention=2 * attended * _product(inner, 1),
         text=text,
         paths=paths,
-        heads=tokens.video * _product(Dv, C) + noisy_actions * action_out,
+        heads=tokens.video * _product(Dv, C)
+        + noisy_actions * action_out
+        + tokens.value * _product(Da, config.value_bins),
         modulation=modulation,
     )
 

@@ -19,8 +19,6 @@ n tokens of a group, D width, N heads, H head dim, K action horizon, A action di
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,9 +36,10 @@ from wam.models.history import Ring, recall
 from wam.models.layers import EmbodimentBank, Linear, SigmaEmbedder
 from wam.models.placement import place_tokens
 from wam.models.registers import EmbodimentMLP, TimedEmbodimentMLP
-from wam.models.rotary import frame_positions, line_angles, rope_angles, step_positions
+from wam.models.rotary import frame_angles, step_angles
 from wam.models.streams import Context, Given, LayerKeys, Noisy, Observation, Outputs, Stream
 from wam.models.trunk import experts, through_layers
+from wam.models.value import ValueQuery
 
 
 class JointDiT(nnx.Module):
@@ -111,6 +110,7 @@ class JointDiT(nnx.Module):
         self.embodiments = Embodiments(config)
         self.forward_path = ForwardPath(config, rngs=rngs) if config.lead_width else None
         self.inverse_path = InversePath(config, rngs=rngs) if config.inverse_width else None
+        self.value = ValueQuery(config, rngs=rngs) if config.value_bins else None
 
     # ------------------------------------------------------------------- parts
 
@@ -196,7 +196,7 @@ class JointDiT(nnx.Module):
         if cfg.places == "learned":
             x = x + self._view(obs.camera, x.dtype)[:, :, None]
         x = place_tokens(rearrange(x, "B V F P D -> B (F V) P D"), patches=True)
-        angles = self._frame_angles(seconds, range(V))
+        angles = frame_angles(self.config, seconds, range(V))
         clean = jnp.zeros((x.shape[0], 1, 1))
         streams = {"history": self._stream("history", given, x, angles, clean)}
         if cfg.state_sigma == "clean":
@@ -211,7 +211,7 @@ class JointDiT(nnx.Module):
         obs = given.observation
         x = self.state_in(obs.state * obs.state_mask, self._codec(obs))
         x = jnp.where(obs.drop_state[:, None, None], self.null_state[...].astype(x.dtype), x)[:, :, None]
-        return self._stream("state", given, x, self._step_angles(obs.action_time[:, :, :1]), sigma_BGn)
+        return self._stream("state", given, x, step_angles(self.config, obs.action_time[:, :, :1]), sigma_BGn)
 
     def _stream(self, name: str, given: Given, x_BGnD: Array, angles: Array, sigma_BGn: Array) -> Stream:
         embedder, instruction = self.sigma[self.expert_of[name]], given.instruction[self.expert_of[name]]
@@ -221,22 +221,6 @@ class JointDiT(nnx.Module):
     def _codec(self, obs: Observation) -> Array:
         """[B]: which of the encoders and decoders of states and actions."""
         return jnp.zeros_like(obs.embodiment) if self.config.shared_codecs else obs.embodiment
-
-    def _frame_angles(self, seconds_BF: Array, views: Sequence[int]) -> Array:
-        """Of every frame and, one after the other, the views of it."""
-        cfg = self.config
-        positions = frame_positions(jnp.repeat(seconds_BF * cfg.latent_rate, len(views), axis=1), cfg.grid)
-        if cfg.places == "rotary":
-            columns = np.tile(np.asarray(views) * cfg.grid[1], seconds_BF.shape[1])
-            positions = positions + jnp.zeros(3).at[2].set(1.0) * columns[:, None, None]
-        return rope_angles(positions, cfg.head_dim)
-
-    def _step_angles(self, seconds_BMn: Array) -> Array:
-        """Of n tokens a chunk, at their times, or at their number among those of all chunks."""
-        if self.config.action_places == "count":
-            number = jnp.arange(math.prod(seconds_BMn.shape[1:]), dtype=jnp.float32).reshape(seconds_BMn.shape[1:])
-            return line_angles(jnp.broadcast_to(number, seconds_BMn.shape), self.config.head_dim)
-        return rope_angles(step_positions(seconds_BMn * self.config.latent_rate), self.config.head_dim)
 
     def _latent_time(self, video_time_BT: Array) -> Array:
         """[B, F] seconds of each latent frame: the first alone, then the last frame of each group of r."""
@@ -250,7 +234,7 @@ class JointDiT(nnx.Module):
     # ------------------------------------------------------------------- noisy
 
     def _noisy(self, given: Given, noisy: Noisy) -> dict[str, Stream]:
-        """The streams `video`, `action` and `draw`, as far as they are present, and `state` with the actions' sigma."""
+        """The streams `video`, `action`, `draw` and `value`, as far as they are present, and a `state` with a sigma."""
         streams = {}
         if self.config.state_sigma == "action":
             if noisy.draws is not None:
@@ -265,11 +249,13 @@ class JointDiT(nnx.Module):
             streams["action"] = self._action_stream(given, noisy)
         if noisy.draws is not None:
             streams["draw"] = self._draw_stream(given, noisy)
+        if noisy.value_sees_video is not None:
+            streams["value"] = self._value_stream(given)
         return streams
 
     def _outputs(self, given: Given, noisy: Noisy, streams: dict[str, Stream], xs: dict[str, Array]) -> Outputs:
         M, f, v = noisy.sigma_action.shape[1], self.config.frames_per_chunk, len(self.config.target_views)
-        video = action = policy = None
+        video = action = policy = value = None
         if "video" in streams:
             out = self.video_head(xs["video"], streams["video"].condition)
             video = rearrange(out, "B (M f v) P C -> B M f v P C", M=M, f=f, v=v)
@@ -278,7 +264,9 @@ class JointDiT(nnx.Module):
         if "draw" in streams:
             policy = self._decode_actions(xs["draw"], given, streams["draw"])
             policy = rearrange(policy, "B (M R) K A -> B M R K A", M=M)
-        return Outputs(video, action, policy)
+        if self.value is not None and "value" in streams:
+            value = self.value(xs["value"], streams["value"].condition)
+        return Outputs(video, action, policy, value)
 
     def _video_stream(self, given: Given, noisy: Noisy) -> Stream:
         assert noisy.video is not None
@@ -305,7 +293,7 @@ class JointDiT(nnx.Module):
         condition = rearrange(condition, "B M f D -> B (M f) 1 D")
         modulation = embedder.modulation(condition)
         condition, modulation = (jnp.repeat(c, v, axis=1) for c in (condition, modulation))
-        angles = self._frame_angles(self._latent_time(obs.video_time)[:, 1:], cfg.target_views)
+        angles = frame_angles(self.config, self._latent_time(obs.video_time)[:, 1:], cfg.target_views)
         return Stream(x, condition, modulation, angles)
 
     def _lead_code(self, obs: Observation, noisy: Noisy) -> Array:
@@ -345,6 +333,12 @@ class JointDiT(nnx.Module):
         x, sigma = rearrange(x, "B M R Ka D -> B (M R) Ka D"), rearrange(noisy.sigma_draws, "B M R -> B (M R)")
         return self._action_tokens(x, sigma, given, known)
 
+    def _value_stream(self, given: Given) -> Stream:
+        assert self.value is not None, "model.value_bins is 0: this network has no value query"
+        (B, M, _), time = given.observation.state.shape, given.observation.action_time[:, :, -1:]
+        x = place_tokens(self.value.tokens(B, M, jnp.dtype(self.config.dtype)), patches=False)
+        return self._stream("value", given, x, step_angles(self.config, time), jnp.zeros((B, 1, 1)))
+
     def _encode_actions(self, action: Array, sigma: Array, given: Given) -> Array:
         """[B, ..., K, A] with sigma [B, ..., 1 or Ka] -> [B, ..., Ka, D]."""
         tokens = rearrange(action, "B ... (Ka k) A -> B ... Ka (k A)", k=self.config.steps_per_token)
@@ -366,7 +360,7 @@ class JointDiT(nnx.Module):
             condition = jnp.where(known, clean, condition)
             modulation = jnp.where(known[..., None], embedder.modulation(clean), modulation)
         time = rearrange(obs.action_time, "B M (Ka k) -> B M Ka k", k=self.config.steps_per_token).mean(-1)
-        angles = jnp.repeat(self._step_angles(time), x.shape[1] // time.shape[1], axis=1)
+        angles = jnp.repeat(step_angles(self.config, time), x.shape[1] // time.shape[1], axis=1)
         return Stream(place_tokens(x, patches=False), condition, modulation, angles)
 
     def _decode_actions(self, x: Array, given: Given, stream: Stream) -> Array:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from wam.config import ModelConfig
 
 
 def frame_positions(time_BG: Array, grid: tuple[int, int]) -> Array:
@@ -16,6 +21,23 @@ def frame_positions(time_BG: Array, grid: tuple[int, int]) -> Array:
 def step_positions(time_BGn: Array) -> Array:
     """Positions [B, G, n, 3] of tokens without a place in the image."""
     return jnp.stack([time_BGn, jnp.zeros_like(time_BGn), jnp.zeros_like(time_BGn)], axis=-1)
+
+
+def frame_angles(config: ModelConfig, seconds_BF: Array, views: Sequence[int]) -> Array:
+    """Of every frame and, one after the other, the given views of it: [B, F V, P, H/2]."""
+    positions = frame_positions(jnp.repeat(seconds_BF * config.latent_rate, len(views), axis=1), config.grid)
+    if config.places == "rotary":
+        columns = np.tile(np.asarray(views) * config.grid[1], seconds_BF.shape[1])
+        positions = positions + jnp.zeros(3).at[2].set(1.0) * columns[:, None, None]
+    return rope_angles(positions, config.head_dim)
+
+
+def step_angles(config: ModelConfig, seconds_BMn: Array) -> Array:
+    """Of n tokens a chunk, at their times, or at their number among those of all chunks: [B, M, n, H/2]."""
+    if config.action_places == "count":
+        number = jnp.arange(math.prod(seconds_BMn.shape[1:]), dtype=jnp.float32).reshape(seconds_BMn.shape[1:])
+        return line_angles(jnp.broadcast_to(number, seconds_BMn.shape), config.head_dim)
+    return rope_angles(step_positions(seconds_BMn * config.latent_rate), config.head_dim)
 
 
 def rope_angles(positions_3: Array, head_dim: int, theta: float = 10000.0) -> Array:

@@ -51,6 +51,7 @@ class Noisy(NamedTuple):
     draws: Array | None = None  # [B, M, R, K, A]
     sigma_draws: Array | None = None  # [B, M, R]
     prefix_draws: Array | None = None  # [B, M, R] int: `prefix` of each draw
+    value_sees_video: Array | None = None  # [B] 1: V(s') of the video, 0: Q(s, a); None: no value query
 
 
 class Given(NamedTuple):
@@ -82,13 +83,15 @@ class Outputs(NamedTuple):
     video: Array | None  # [B, M, f, v, P, C]: clean latents or velocity, as configured
     action: Array | None  # [B, M, K, A]: velocity
     draws: Array | None  # [B, M, R, K, A]: velocity
+    value: Array | None = None  # [B, M, bins]: logits, see `wam.diffusion.value`
 
 
 class Stream(NamedTuple):
     """Tokens on their way through the layers: G groups of n.
 
     There is one sigma a group (n of the condition is 1), one a token, or one for all groups (G is 1 as well).
-    A group is a latent frame of one view (n patches), the state of a chunk, an action chunk or one of its draws.
+    A group is a latent frame of one view (n patches), the state of a chunk, an action chunk or one of its draws, or the
+    value query of a chunk.
     """
 
     x: Array  # [B, G, n, D]

@@ -20,8 +20,8 @@ from wam.models.placement import gathered
 from wam.models.streams import Given, LayerKeys, Noisy, Stream, groups, side_by_side
 from wam.models.visibility import TABLE
 
-LANES = (("history",), ("video",), ("state",), ("action", "draw"))
-"""Streams that go through their expert side by side: one product for the few tokens of the actions and their draws."""
+LANES = (("history",), ("video",), ("state", "value"), ("action", "draw"))
+"""Streams that go through their expert side by side: one product for streams of few tokens."""
 
 FRAMES = ("history", "video")
 """Streams whose groups are latent frames."""
@@ -31,7 +31,7 @@ def experts(config: ModelConfig) -> dict[str, str]:
     """Which expert each stream goes through."""
     if config.topology == "shared":
         return dict.fromkeys(TABLE, "video")
-    return {"history": "video", "video": "video", "state": "action", "action": "action", "draw": "action"}
+    return {name: "video" if name in FRAMES else "action" for name in TABLE}
 
 
 def through_layers(
@@ -68,6 +68,8 @@ def through_layers(
     if noisy is not None:
         gates = {"video_sees_action": noisy.video_sees_action, "action_sees_video": noisy.action_sees_video}
         draws = 1 if noisy.draws is None else noisy.draws.shape[2]
+        if (sees := noisy.value_sees_video) is not None:
+            gates |= {"value_sees_video": sees, "value_sees_action": 1 - sees}
     lanes = [side_by_side({n: streams[n] for n in names if n in streams}) for names in LANES if {*names} & {*streams}]
 
     def span(name: str, size: int, chunk: int) -> tuple[int, int]:
