@@ -1,4 +1,4 @@
-"""Sessions of a policy: memory equals recomputation in every mode; imagination; rows of different modes in one batch."""
+"""Sessions of a policy: memory equals recomputation in every mode; imagination; modes row by row in one batch."""
 
 import dataclasses
 
@@ -107,8 +107,9 @@ def test_real_frames_overwrite_what_was_imagined(policy, session):
     assert dreamt.past.ring.length[0] == awake.past.ring.length[0] + 3
     after_dream, _ = policy.infer(seen[3], dreamt._replace(chunk=awake.chunk), mode="joint")
     after_none, _ = policy.infer(seen[3], awake, mode="joint")
-    np.testing.assert_array_equal(after_dream.actions, after_none.actions)
-    np.testing.assert_array_equal(after_dream.video["camera0"], after_none.video["camera0"])
+    # Not bit for bit: the last real chunk was remembered by another compiled program.
+    np.testing.assert_allclose(after_dream.actions, after_none.actions, atol=1e-5)
+    assert np.abs(after_dream.video["camera0"].astype(int) - after_none.video["camera0"]).max() <= 1
     forgetful, _ = policy.infer({**seen[3], "images": {c: x[-1] for c, x in seen[3]["images"].items()}}, mode="joint")
     assert not np.allclose(forgetful.actions, after_none.actions, atol=1e-3)
     _, too_far = policy.imagine(seen[2], memory, chunks=6)

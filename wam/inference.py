@@ -17,6 +17,7 @@ from wam.batch import Batch
 from wam.config import ModelConfig
 from wam.diffusion import flow, losses
 from wam.diffusion.inpainting import frozen_steps
+from wam.diffusion.reuse import Reuse
 from wam.diffusion.sampler import Held, Predict, Program, Sample, Sampled, Schedule, sample, schedule
 from wam.models.dynamics_paths import accumulate
 from wam.models.history import Ring
@@ -132,7 +133,7 @@ class Way:
     video_is_given: bool
     """In some row."""
     solver: str
-    reuse: Any
+    reuse: Reuse | None
 
 
 def line_up(programs: Sequence[Program]) -> tuple[Way, Rows]:
