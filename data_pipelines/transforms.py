@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from data_pipelines.outcomes import Outcomes
 from data_pipelines.windows import Windows
 from wam.batch import BatchSpec
 from wam.embodiment import Normalizer
@@ -34,6 +35,7 @@ class ToSample:
         normalizers: embodiment -> (state, action) normaliser, see `Statistics.normalizers`.
         embodiments: the run's embodiment table; the position is the batch's `embodiment`, the first one is "none".
         encode_text: called once per distinct instruction.
+        outcomes: what the value learns from; None: nothing, every `value_mask` is False.
 
     Raises:
         ValueError: a source that does not fit the spec, or lacks a normaliser or a place in the table.
@@ -46,7 +48,9 @@ class ToSample:
         normalizers: Mapping[str, tuple[Normalizer, Normalizer]],
         embodiments: Sequence[str],
         encode_text: TextEncoder,
+        outcomes: Outcomes | None = None,
     ):
+        self.outcomes = outcomes
         self.spec, self.normalizers, self.embodiments = spec, dict(normalizers), tuple(embodiments)
         self._encode_text, self._text = encode_text, {}
         self._embodiment = []
@@ -80,6 +84,9 @@ class ToSample:
             state, action = state_normalizer.normalize(state), action_normalizer.normalize(action)
         state_mask, action_mask = window["state_mask"][:, None], window["action_mask"][:, :, None]
         text, text_mask = self._encoded(window["instruction"])
+        value, value_mask = np.zeros(spec.chunks, np.float32), np.zeros(spec.chunks, np.bool_)
+        if self.outcomes is not None:
+            value, value_mask = self.outcomes.targets(window["kind"], window["success"])
         seen = {"latents": window["latents"]} if spec.latent else {"video": window["frames"]}
         return {
             **seen,
@@ -94,8 +101,8 @@ class ToSample:
             "text": text,
             "text_mask": text_mask,
             "embodiment": np.int32(self.embodiments.index(name)),
-            "value": np.zeros(spec.chunks, np.float32),
-            "value_mask": np.zeros(spec.chunks, np.bool_),
+            "value": value,
+            "value_mask": value_mask,
             "source": np.int32(source),
             "sample_id": np.array([source, window["window"]], np.uint32),
         }
@@ -108,6 +115,7 @@ class ToSample:
             "normalizers": {name: [n.to_json() for n in pair] for name, pair in sorted(self.normalizers.items())},
             "embodiments": self.embodiments,
             "text": getattr(self._encode_text, "name", ""),
+            **({"value": dataclasses.asdict(self.outcomes)} if self.outcomes else {}),
         }
 
     def _encoded(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 
 from data_pipelines.embodiments import check_embodiment, embodiment_of_store
 from data_pipelines.latents import LatentStore
+from data_pipelines.outcomes import success_seconds
 from data_pipelines.store import ClipStore
 from wam.embodiment import EmbodimentSpec
 
@@ -94,6 +96,8 @@ class Windows:
         action_mask    bool [M, K]
         imitate        bool [M]                there are real steps and all of them may be copied
         instruction    str
+        kind           str                     of the episode
+        success        f32 [M]                 seconds from each chunk's start to success, see `outcomes`
         window         int                     i
 
     Those of `with_latents` are the windows that have some, numbered anew; nothing is decoded, and in place of `frames`
@@ -323,9 +327,16 @@ class Windows:
             "camera": self._camera,
             **self._times,
             **self.low_dim(i),
+            **self._outcome(clip, anchor),
             "instruction": self.store.index.meta[clip]["instruction"],
             "window": int(i),
         }
+
+    def _outcome(self, clip: int, anchor: int) -> dict[str, Any]:
+        index = self.store.index
+        start = int(index.start[clip]) + anchor + self._chunk_offset
+        success = success_seconds(index.meta[clip], self.control_hz, start, int(index.episode_steps[clip]))
+        return {"kind": index.meta[clip]["kind"], "success": success}
 
     @property
     def facts(self) -> dict:

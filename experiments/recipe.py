@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.collect.collect import CollectConfig
 from data_pipelines.embodiments import agree, get_embodiment
+from data_pipelines.outcomes import Outcomes
 from data_pipelines.store import ClipStore
 from data_pipelines.transforms import ToSample
 from data_pipelines.windows import WindowConfig, Windows
@@ -295,9 +296,24 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
             for meta in windows.store.index.meta
         }
     )
-    to_sample = ToSample(spec, train, normalizers, fitted.embodiments, encode)
-    return Data(train, validation, to_sample, ToSample(spec, everywhere, normalizers, fitted.embodiments, encode), spec,
-                fitted, model, text, robots)  # fmt: skip
+    outcomes = _outcomes(recipe, model, train)
+    to_sample, validation_sample = (
+        ToSample(spec, windows, normalizers, fitted.embodiments, encode, outcomes) for windows in (train, everywhere)
+    )
+    return Data(train, validation, to_sample, validation_sample, spec, fitted, model, text, robots)
+
+
+def _outcomes(recipe: Recipe, model: ModelConfig, train: Mapping[str, Windows]) -> Outcomes | None:
+    """What the value query learns from; None without one. ValueError if no store of the run has an outcome."""
+    if not model.value_bins:
+        return None
+    outcomes = build(Outcomes, dict(recipe.config.data.get("value", {})))
+    if not {kind for windows in train.values() for kind in windows.store.manifest["kinds"]} & set(outcomes.kinds):
+        raise ValueError(
+            f"model.value_bins is {model.value_bins}, but no store of data.weights has episodes of the kinds "
+            f"data.value.kinds {list(outcomes.kinds)}: there is no outcome to learn a value from"
+        )
+    return outcomes
 
 
 def _windows(recipe: Recipe, name: str, store: ClipStore, cameras: tuple[str, ...]) -> Windows:
