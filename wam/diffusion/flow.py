@@ -43,6 +43,19 @@ def shift(t: _AnyArray, s: float) -> _AnyArray:
     return s * t / (1 + (s - 1) * t)
 
 
+def velocity(x_sigma: Array, output: Array, sigma: Array, prediction: str) -> Array:
+    """v of a network's output; of a predicted x it is (x_sigma - x_hat) / sigma, and 0 at sigma 0, where x is given."""
+    if prediction == "velocity":
+        return output
+    sigma = expand(sigma, x_sigma)
+    return jnp.where(sigma > 0, (x_sigma - output) / jnp.where(sigma > 0, sigma, 1.0), 0.0)
+
+
+def clean(x_sigma: Array, output: Array, sigma: Array, prediction: str) -> Array:
+    """x_hat of a network's output."""
+    return output if prediction == "x" else x_sigma - expand(sigma, x_sigma) * output
+
+
 def step(x_sigma: Array, output: Array, sigma: Array, sigma_next: Array, prediction: str) -> Array:
     """One Euler step from `sigma` to `sigma_next`. Where they are equal the sample stays as it is, bit for bit.
 

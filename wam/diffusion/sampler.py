@@ -8,18 +8,20 @@ sample (`Schedule`), so that rows of one batch may follow different programs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from wam.diffusion import flow
+from wam.diffusion import flow, solvers
+from wam.diffusion.reuse import Calls, Reuse, call_or_reuse, no_calls
 
-SOLVERS = ("euler",)
+SOLVERS = ("euler", "heun", "unipc")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Program:
     action_sees_video: bool = False
     video_sees_action: bool = False
     solver: str = "euler"
-    reuse: None = None
+    reuse: Reuse | None = None
     video_guidance: Guidance = Guidance()
 
     def __post_init__(self):
@@ -170,7 +172,7 @@ Predict = Callable[[Sample, Array, Array], Sample]
 
 
 def sample(predict: Predict, start: Sample, schedule: Schedule, held: Held, *, video_prediction: str,
-           solver: str = "euler", reuse: None = None) -> Sampled:  # fmt: skip
+           solver: str = "euler", reuse: Reuse | None = None) -> Sampled:  # fmt: skip
     """Integrates `start` along the schedule in one compiled loop. A step of no length leaves its row as it is.
 
     Args:
@@ -179,30 +181,62 @@ def sample(predict: Predict, start: Sample, schedule: Schedule, held: Held, *, v
       schedule: sigmas of every row.
       held: elements that stay as in `start`.
       video_prediction: `x` or `velocity`.
-      solver: one of `SOLVERS`.
-      reuse: None.
+      solver: `euler`, `heun` (two calls a step, but for steps to sigma 0) or `unipc`; see `wam.diffusion.solvers`.
+      reuse: when outputs are reused, so that fewer calls run.
     """
-    if solver != "euler" or reuse is not None:
-        raise NotImplementedError(f"solver {solver!r} with reuse {reuse} follows")
-    sigma_video, sigma_action = schedule.sigma_video, schedule.sigma_action
-    steps = len(sigma_video) - 1
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}")
 
-    def body(i: Array, x: Sample) -> Sample:
-        out = predict(x, sigma_video[i], sigma_action[i])
-        video, action = x
-        if video is not None:
-            assert out.video is not None  # as `Predict` promises
-            video = flow.step(video, out.video, sigma_video[i], sigma_video[i + 1], video_prediction)
-            video = _keep(held.video, start.video, video)
-        if action is not None:
-            assert out.action is not None
-            action = flow.step(action, out.action, sigma_action[i], sigma_action[i + 1], "velocity")
-            action = _keep(held.action, start.action, action)
-        return Sample(video, action)
+    def present(video: Any, action: Any) -> Sample:
+        return Sample(None if start.video is None else video, None if start.action is None else action)
 
-    out = jax.lax.fori_loop(0, steps, body, start)
-    return Sampled(out.video, out.action, jnp.int32(steps))
+    each = jax.tree.map  # stream
+    levels, predictions = present(schedule.sigma_video, schedule.sigma_action), present(video_prediction, "velocity")
+
+    def at(i: Array) -> Sample:
+        return each(lambda sigma: sigma[jnp.maximum(i, 0)], levels)
+
+    def keep(x: Sample, kept: Sample) -> Sample:
+        """`x`, with what is held as in `kept`."""
+        return Sample(_keep(x.video, kept.video, held.video), _keep(x.action, kept.action, held.action))
+
+    def network(x: Sample, i: Array) -> Sample:
+        return present(*predict(x, schedule.sigma_video[i], schedule.sigma_action[i]))
+
+    def velocity(x: Sample, i: Array, outputs: Sample) -> Sample:
+        v = each(flow.velocity, x, outputs, at(i), predictions)
+        return keep(v, each(jnp.zeros_like, v))
+
+    def call(calls: Calls, x: Sample, i: Array, moves: Sample) -> tuple[Sample, Calls]:
+        return call_or_reuse(reuse, calls, functools.partial(network, x, i), functools.partial(velocity, x, i), moves)
+
+    def body(i: Array, carry: tuple) -> tuple:
+        x, past, calls = carry
+        now, then = at(i), at(i + 1)
+        outputs, calls = call(calls, x, i, each(lambda a, b: b < a, now, then))
+        if solver == "unipc":
+            sigmas = each(lambda *four: four, at(i - 2), at(i - 1), now, then)
+            stepped = each(solvers.unipc, x, outputs, past, sigmas, predictions)
+            moved, past = (each(lambda _, pair, k=k: pair[k], x, stepped) for k in (0, 1))
+            return keep(moved, start), past, calls
+        moved = keep(each(flow.step, x, outputs, now, then, predictions), start)
+        if solver == "heun":
+            wants = each(solvers.heun_corrects, now, then)
+
+            def correct() -> tuple[Sample, Calls]:
+                again, known = call(calls, moved, i + 1, wants)
+                return keep(each(solvers.heun, x, outputs, moved, again, now, then, predictions), start), known
+
+            wanted = jnp.stack(jax.tree.leaves(wants)).any()
+            moved, calls = jax.lax.cond(wanted, correct, lambda: (moved, calls))
+        return moved, past, calls
+
+    first = jnp.int32(0)
+    calls = no_calls(reuse, functools.partial(network, start, first), functools.partial(velocity, start, first))
+    past = each(lambda x: solvers.Past(x, x, x), start) if solver == "unipc" else None
+    x, _, calls = jax.lax.fori_loop(0, len(schedule.sigma_video) - 1, body, (start, past, calls))
+    return Sampled(x.video, x.action, calls.run)
 
 
-def _keep(held: Array | None, start: Array | None, x: Array) -> Array:
-    return x if held is None or start is None else jnp.where(held, start, x)
+def _keep(x: Array | None, kept: Array | None, mask: Array | None) -> Array | None:
+    return x if x is None or kept is None or mask is None else jnp.where(mask, kept, x)
