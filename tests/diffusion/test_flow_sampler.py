@@ -103,7 +103,7 @@ def test_a_program_knows_its_mode():
 
 
 def test_bad_programs_are_named():
-    with pytest.raises(ValueError, match="unknown mode 'dream'"):
+    with pytest.raises(ValueError, match="unknown program 'dream'"):
         sampler.program("dream", 5)
     with pytest.raises(ValueError, match="at least one step"):
         sampler.program("policy", 0)
