@@ -112,9 +112,9 @@ def program(name: str, steps: int, shift: float = 1.0, *, sigma_video: float | N
     """A program by its name: the standard one of a mode, or another way to do `joint`.
 
     Args:
-      name: a mode (joint, policy, forward, inverse, video), `flash` or `async`. In flash the actions come out clean while
-        the video, which they see, is still noisy (DreamZero-Flash, arXiv:2602.15922; for checkpoints trained with mode
-        `async`). In async the actions are clean early and the video goes on, knowing them.
+      name: a mode (joint, policy, forward, inverse, video), `flash` or `async`. In flash the actions come out clean
+        while the video, which they see, is still noisy (DreamZero-Flash, arXiv:2602.15922; for checkpoints trained
+        with mode `async`). In async the actions are clean early and the video goes on, knowing them.
       steps: of the whole.
       shift: of the levels, see `flow.shift`.
       sigma_video: where flash leaves the video, by default 0.7.
