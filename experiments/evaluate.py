@@ -292,12 +292,12 @@ def main(argv: list[str]) -> None:
             return
         if _MODE.value == "inverse":
             raise ValueError("--mode inverse reads the video that follows, which only --open_loop has")
+        if _REPORT.value and (given := program_flags()):
+            raise ValueError(f"--{given[0]} is of a single run, --report takes the standard program of each mode")
         evaluation = Evaluation(
             workdir, tasks=_TASKS.value, episodes=_EPISODES.value, steps=_STEPS.value, seed=_SEED.value,
             split=_SPLIT.value or "test", workers=_WORKERS.value, execute_steps=_EXECUTE.value,
         )  # fmt: skip
-        if _REPORT.value and (given := program_flags()):
-            raise ValueError(f"--{given[0]} is of a single run, --report takes the standard program of each mode")
         way = program_from_flags(_MODE.value if _MODE.present else None, evaluation.steps)
         if _REPORT.value:
             evaluate_all(evaluation)
