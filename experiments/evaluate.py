@@ -2,6 +2,7 @@
 
     python -m experiments.evaluate --checkpoint runs/demo --report
     python -m experiments.evaluate --checkpoint runs/demo --mode joint --tasks window-open --episodes 20 --seed 1
+    python -m experiments.evaluate --checkpoint runs/demo --program flash --steps 1 --solver heun --split validation
     python -m experiments.evaluate --checkpoint runs/demo --open_loop
 
 With `--report`: policy and joint mode, random actions, blind replay, swapped instructions, forward and inverse
@@ -19,12 +20,16 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.programs import program_flags, program_from_flags
+
+if TYPE_CHECKING:
+    from wam.diffusion.sampler import Program
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory that holds checkpoints/.")
 _MODE = flags.DEFINE_enum(
@@ -91,8 +96,12 @@ class Evaluation:
             env.close()
         return layouts
 
-    def closed_loop(self, mode: str, *, film: bool = False, swap: bool = False) -> dict[str, Any]:
-        """Success of the policy in `mode`; with `swap`, the recipe's pair of tasks under each other's instruction."""
+    def closed_loop(self, mode: str, *, way: Program | None = None, film: bool = False,
+                    swap: bool = False) -> dict[str, Any]:  # fmt: skip
+        """Success of the policy in `mode`; with `swap`, the recipe's pair of tasks under each other's instruction.
+
+        `way` is a program of this mode; by default, the standard one.
+        """
         from wam.diffusion.sampler import program
         from wam.envs.metaworld import INSTRUCTIONS
         from wam.evaluation import closed_loop
@@ -104,7 +113,7 @@ class Evaluation:
             layouts = {task: self.layouts[task] for task in (first, second)}
         name = "swapped" if swap else mode
         episodes = closed_loop.run_policy(
-            self.policy, self.make_env, layouts, program(mode, self.steps[mode]), mode, self.settings,
+            self.policy, self.make_env, layouts, way or program(mode, self.steps[mode]), mode, self.settings,
             instructions=instructions, recorded=dict.fromkeys(layouts, 0) if film else None,
             progress=f"evaluate {name}",
         )  # fmt: skip
@@ -260,7 +269,7 @@ def _open_loop(workdir: Path) -> None:
     from wam.evaluation.open_loop import table
 
     others = {"report": _REPORT, "tasks": _TASKS, "episodes": _EPISODES, "execute_steps": _EXECUTE}
-    if given := [name for name, flag in others.items() if flag.value]:
+    if given := [name for name, flag in others.items() if flag.value] + program_flags():
         raise ValueError(f"--{given[0]} is of the closed loop, --open_loop takes --mode, --steps, --split and --seed")
     result = evaluate_open_loop(
         workdir, mode=_MODE.value, steps=_STEPS.value, split=_SPLIT.value or "validation", seed=_SEED.value
@@ -283,21 +292,25 @@ def main(argv: list[str]) -> None:
             return
         if _MODE.value == "inverse":
             raise ValueError("--mode inverse reads the video that follows, which only --open_loop has")
+        if _REPORT.value and (given := program_flags()):
+            raise ValueError(f"--{given[0]} is of a single run, --report takes the standard program of each mode")
         evaluation = Evaluation(
             workdir, tasks=_TASKS.value, episodes=_EPISODES.value, steps=_STEPS.value, seed=_SEED.value,
             split=_SPLIT.value or "test", workers=_WORKERS.value, execute_steps=_EXECUTE.value,
         )  # fmt: skip
+        way = program_from_flags(_MODE.value if _MODE.present else None, evaluation.steps)
         if _REPORT.value:
             evaluate_all(evaluation)
             print(f"evaluate: wrote {workdir / 'metrics.json'} in {time.monotonic() - start:.0f} s")
             return
-        result = evaluation.closed_loop(_MODE.value)
+        result = evaluation.closed_loop(way.mode, way=way)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"evaluate: {error}")
     for task, row in [*result["tasks"].items(), ("all", result)]:
         low, high = row["ci95"]
         counts = f"{row['successes']:4d}/{row['episodes']:<4d}"
         print(f"{task:28s} {counts} {row['success']:6.1%}  95 % [{low:.2f}, {high:.2f}]")
+    print(f"{result['evaluations']:g} calls of the network a chunk")
 
 
 if __name__ == "__main__":

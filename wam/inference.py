@@ -16,9 +16,10 @@ from jax import Array
 from wam.batch import Batch
 from wam.config import ModelConfig
 from wam.diffusion import flow, losses
+from wam.diffusion.guidance import guided, without_text
 from wam.diffusion.inpainting import frozen_steps
 from wam.diffusion.reuse import Reuse
-from wam.diffusion.sampler import Held, Predict, Program, Sample, Sampled, Schedule, sample, schedule
+from wam.diffusion.sampler import Guidance, Held, Predict, Program, Sample, Sampled, Schedule, sample, schedule
 from wam.models.dynamics_paths import accumulate
 from wam.models.history import Ring
 from wam.models.joint_dit import JointDiT
@@ -49,13 +50,17 @@ class Engine:
         return lambda *arrays: compiled(self.params, self.tokenizer, *arrays)
 
 
-def observed(model: JointDiT, tokenizer: VideoTokenizer, batch: Batch, ring: Ring | None = None
-             ) -> tuple[Context, Array]:  # fmt: skip
-    """The context of a batch, and its latents [B, V, F, P, C]; with a `ring`, of the newest chunk of each session."""
+def observed(model: JointDiT, tokenizer: VideoTokenizer, batch: Batch, ring: Ring | None = None, *,
+             text: bool = True) -> tuple[Context, Array]:  # fmt: skip
+    """The context of a batch, and its latents [B, V, F, P, C]; with a `ring`, of the newest chunk of each session.
+
+    Without `text` nobody hears the instruction; a ring holds what was remembered with it all the same.
+    """
     latents, config = latents_of(batch, tokenizer), model.config
+    heard = (lambda obs: obs) if text else without_text
     if ring is None:
-        return model.context(observe(batch, latents, config.chunks, config.frames_per_chunk)), latents
-    return model.context(newest(batch, latents, config), ring), latents
+        return model.context(heard(observe(batch, latents, config.chunks, config.frames_per_chunk))), latents
+    return model.context(heard(newest(batch, latents, config)), ring), latents
 
 
 def newest(batch: Batch, latents: Array, config: ModelConfig) -> Observation:
@@ -134,6 +139,7 @@ class Way:
     """In some row."""
     solver: str
     reuse: Reuse | None
+    video_guidance: Guidance
 
 
 def line_up(programs: Sequence[Program]) -> tuple[Way, Rows]:
@@ -144,6 +150,7 @@ def line_up(programs: Sequence[Program]) -> tuple[Way, Rows]:
         video_is_given=any(p.video == "given" for p in programs),
         solver=programs[0].solver,
         reuse=programs[0].reuse,
+        video_guidance=programs[0].video_guidance,
     )
     given = [jnp.asarray([getattr(p, stream) == "given" for p in programs]) for stream in ("video", "action")]
     return way, Rows(schedule(programs), *given)
@@ -193,6 +200,9 @@ def sampled(model: JointDiT, tokenizer: VideoTokenizer, way: Way, batch: Batch, 
     known = None if prefix is None else frozen_steps(prefix, config)
     first, held = begin(row_keys(ids), config, way, rows, batch, future, known)
     predict = predictor(model, context, batch, rows.schedule, prefix=prefix)
+    if way.video_guidance.scale != 1:
+        silent, _ = observed(model, tokenizer, batch, ring, text=False)
+        predict = guided(predict, predictor(model, silent, batch, rows.schedule, prefix=prefix), way.video_guidance)
     out = sample(predict, first, rows.schedule, held, video_prediction=config.video_prediction, solver=way.solver,
                  reuse=way.reuse)  # fmt: skip
     return out, context

@@ -286,6 +286,9 @@ class Policy:
             if name not in (None, given.mode):
                 raise ValueError(f"program {given.name!r} is of mode {given.mode!r}, not {name!r}")
             self.check_trained(given.name)
+            if given.video_guidance.scale != 1 and not self.assets["config"]["objective"]["drop_text"]:
+                raise ValueError("video_guidance: this checkpoint was trained with objective.drop_text 0, so it has no "
+                                 "answer without an instruction")  # fmt: skip
         return programs
 
     def _give(

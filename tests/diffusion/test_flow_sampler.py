@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.diffusion.fields import along, noise, rows_of
+from tests.diffusion.fields import along, exact, network, noise, rows_of
 from wam.diffusion import flow, sampler
+from wam.diffusion.reuse import Reuse
 from wam.diffusion.sampler import Guidance, Held, Program, Sample, Schedule
 
 
@@ -102,9 +103,51 @@ def test_a_program_knows_its_mode():
         assert sampler.program(mode, 1).imagines == (mode in ("joint", "forward", "video"))
 
 
+def test_flash_leaves_the_video_noisy_and_async_lets_it_go_on():
+    flash = sampler.program("flash", 2, sigma_video=0.6)
+    np.testing.assert_allclose(flash.sigma_video, [1, 0.8, 0.6])
+    assert flash.sigma_action == (1, 0.5, 0)
+    assert sampler.program("flash", 1).sigma_video == (1, 0.7)
+    late = sampler.program("async", 4, action_steps=2)
+    assert late.sigma_video == (1, 0.75, 0.5, 0.25, 0)
+    assert late.sigma_action == (1, 0.5, 0, 0, 0)
+    for program, imagines in ((flash, False), (late, True)):
+        assert (program.mode, program.imagines) == ("joint", imagines)
+        assert program.action_sees_video
+    # The video stands where it was left, between data and noise, and the actions are clean.
+    for program in (flash, late):
+        out = along([program], noise(1), network("x"))
+        np.testing.assert_allclose(out.video, exact(noise(1).video, program.sigma_video[-1]), atol=0.5)
+        np.testing.assert_allclose(out.action, exact(noise(1).action, 0), atol=0.8)
+
+
+def test_a_program_takes_solver_reuse_and_guidance():
+    chosen = {"solver": "unipc", "reuse": Reuse(0.9, 3), "video_guidance": Guidance(3.0, 0.9)}
+    for name in ("joint", "flash", "video", "forward"):
+        program = sampler.program(name, 3, **chosen)
+        assert {field: getattr(program, field) for field in chosen} == chosen
+        assert hash(program) == hash(sampler.program(name, 3, **chosen))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("flash", {"sigma_video": 0.0}, "sigma_video: expected a noise level above 0 and up to 1, got 0.0"),
+        ("joint", {"sigma_video": 0.7}, "sigma_video is of program 'flash'; 'joint' has none"),
+        ("async", {}, "action_steps: async needs at least 1 and fewer than its 2 steps, got None"),
+        ("async", {"action_steps": 2}, "action_steps: async needs at least 1 and fewer than its 2 steps, got 2"),
+        ("flash", {"action_steps": 1}, "action_steps is of program 'async'; 'flash' has none"),
+        ("policy", {"video_guidance": Guidance(2.0)}, "'policy': video_guidance, but no video is generated"),
+        ("inverse", {"video_guidance": Guidance(2.0)}, "'inverse': video_guidance, but no video is generated"),
+        ("dream", {}, "unknown program 'dream'; choose from joint, flash, async, policy"),
+    ],
+)
+def test_fields_a_program_does_not_have_are_named(name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        sampler.program(name, 2, **fields)
+
+
 def test_bad_programs_are_named():
-    with pytest.raises(ValueError, match="unknown mode 'dream'"):
-        sampler.program("dream", 5)
     with pytest.raises(ValueError, match="at least one step"):
         sampler.program("policy", 0)
     with pytest.raises(ValueError, match="one length"):

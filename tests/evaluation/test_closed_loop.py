@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from wam.diffusion.reuse import Reuse
 from wam.diffusion.sampler import program
 from wam.envs import env_factory
 from wam.envs.metaworld import SPLIT_SEEDS
@@ -25,13 +26,15 @@ def test_results_do_not_depend_on_workers_or_company(debug_run):
     runs = []
     for workers in (1, 2):
         episodes = closed_loop.run_policy(
-            policy, make_env, layouts, program("joint", 2), "joint", Settings(max_steps=40, workers=workers),
-            recorded={"faucet-open": 1},
+            policy, make_env, layouts, program("joint", 3, reuse=Reuse(0.9, 1)), "joint",
+            Settings(max_steps=40, workers=workers), recorded={"faucet-open": 1},
         )  # fmt: skip
         runs.append(episodes)
     assert [(e.task, e.layout) for e in runs[0]] == [(t, i) for t in layouts for i in range(2)]
     for a, b in zip(*runs, strict=True):
         assert (a.task, a.layout, a.success, a.steps) == (b.task, b.layout, b.success, b.steps)
+        assert a.evaluations == b.evaluations
+        assert 2 <= a.evaluations <= 3
     filmed = [next(e for e in run if e.recording) for run in runs]
     for e in filmed:
         assert (e.task, e.layout) == ("faucet-open", 1)

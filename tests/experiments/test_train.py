@@ -240,6 +240,7 @@ def test_evaluation_writes_metrics(debug_run):
         (["--checkpoint=RUN", "--tasks=fly"], "unknown task 'fly'"),
         (["--checkpoint=RUN", "--mode=dream"], "dream"),
         (["--checkpoint=RUN", "--execute_steps=17"], "--execute_steps 17 is more than a chunk holds (16)"),
+        (["--checkpoint=RUN", "--report", "--solver=heun"], "--solver is of a single run, --report takes the standard"),
     ],
 )
 def test_evaluation_refuses_bad_input(debug_run, arguments, message):

@@ -35,7 +35,12 @@ class Guidance:
 
     def __post_init__(self):
         if not 0 <= self.low <= self.high <= 1:
-            raise ValueError(f"guidance: low and high must be in order within [0, 1], got {self.low} and {self.high}")
+            raise ValueError(
+                f"video_guidance: low and high must be in order within [0, 1], got {self.low} and {self.high}"
+            )
+
+
+NO_GUIDANCE = Guidance()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Program:
     video_sees_action: bool = False
     solver: str = "euler"
     reuse: Reuse | None = None
-    video_guidance: Guidance = Guidance()
+    video_guidance: Guidance = NO_GUIDANCE
 
     def __post_init__(self):
         if len(self.sigma_video) != len(self.sigma_action) or len(self.sigma_video) < 2:
@@ -67,6 +72,8 @@ class Program:
             raise ValueError(f"program {self.name!r}: unknown solver {self.solver!r}; choose from {', '.join(SOLVERS)}")
         if (self.video, self.action) not in _MODES:
             raise ValueError(f"program {self.name!r}: video {self.video!r} with action {self.action!r} is no mode")
+        if self.video != "generated" and self.video_guidance.scale != 1:
+            raise ValueError(f"program {self.name!r}: video_guidance, but no video is generated")
 
     @property
     def steps(self) -> int:
@@ -99,19 +106,49 @@ def grid(steps: int, shift: float = 1.0) -> tuple[float, ...]:
     return tuple(float(s) for s in flow.shift(np.linspace(1.0, 0.0, steps + 1), shift))
 
 
-def program(mode: str, steps: int, shift: float = 1.0) -> Program:
-    """The standard program of a mode: joint, policy, forward, inverse or video."""
+def program(name: str, steps: int, shift: float = 1.0, *, sigma_video: float | None = None,
+            action_steps: int | None = None, solver: str = "euler", reuse: Reuse | None = None,
+            video_guidance: Guidance = NO_GUIDANCE) -> Program:  # fmt: skip
+    """A program by its name: the standard one of a mode, or another way to do `joint`.
+
+    Args:
+      name: a mode (joint, policy, forward, inverse, video), `flash` or `async`. In flash the actions come out clean
+        while the video, which they see, is still noisy (DreamZero-Flash, arXiv:2602.15922; for checkpoints trained
+        with mode `async`). In async the actions are clean early and the video goes on, knowing them.
+      steps: of the whole.
+      shift: of the levels, see `flow.shift`.
+      sigma_video: where flash leaves the video, by default 0.7.
+      action_steps: after how many steps of async the actions are clean.
+      solver: one of `SOLVERS`.
+      reuse: when outputs are reused.
+      video_guidance: of programs that generate video.
+
+    Raises ValueError naming the field that is wrong, or that the program does not have.
+    """
+    if sigma_video is not None and name != "flash":
+        raise ValueError(f"sigma_video is of program 'flash'; {name!r} has none")
+    if action_steps is not None and name != "async":
+        raise ValueError(f"action_steps is of program 'async'; {name!r} has none")
+    if name == "async" and not (action_steps and 1 <= action_steps < steps):
+        raise ValueError(f"action_steps: async needs at least 1 and fewer than its {steps} steps, got {action_steps}")
+    low, early = (0.7 if sigma_video is None else sigma_video), action_steps or steps
+    if not 0 < low <= 1:
+        raise ValueError(f"sigma_video: expected a noise level above 0 and up to 1, got {low}")
     down, zeros, ones = grid(steps, shift), (0.0,) * (steps + 1), (1.0,) * (steps + 1)
-    programs = {
-        "joint": Program("joint", down, down, action_sees_video=True, video_sees_action=True),
-        "policy": Program("policy", ones, down, video="absent"),
-        "forward": Program("forward", down, zeros, action="given", video_sees_action=True),
-        "inverse": Program("inverse", zeros, down, video="given", action_sees_video=True),
-        "video": Program("video", down, ones, action="absent"),
+    both = {"action_sees_video": True, "video_sees_action": True}
+    programs: dict[str, tuple[tuple[float, ...], tuple[float, ...], dict[str, Any]]] = {
+        "joint": (down, down, both),
+        "flash": (tuple(low + (1 - low) * sigma for sigma in down), down, both),
+        "async": (down, (*grid(early, shift), *(0.0,) * (steps - early)), both),
+        "policy": (ones, down, {"video": "absent"}),
+        "forward": (down, zeros, {"action": "given", "video_sees_action": True}),
+        "inverse": (zeros, down, {"video": "given", "action_sees_video": True}),
+        "video": (down, ones, {"action": "absent"}),
     }
-    if mode not in programs:
-        raise ValueError(f"unknown mode {mode!r}; choose from {', '.join(programs)}")
-    return programs[mode]
+    if name not in programs:
+        raise ValueError(f"unknown program {name!r}; choose from {', '.join(programs)}")
+    of_video, of_action, relation = programs[name]
+    return Program(name, of_video, of_action, **relation, solver=solver, reuse=reuse, video_guidance=video_guidance)
 
 
 class Schedule(NamedTuple):

@@ -34,6 +34,8 @@ class Episode:
     success: bool
     steps: int
     recording: dict[str, Any] | None = None
+    evaluations: float | None = None
+    """Mean calls of the network a chunk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +156,9 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
     tasks = list(layouts)
     workers = max(1, min(settings.workers, len(tasks)))
     groups = [tasks[i::workers] for i in range(workers)]
-    # One static batch size for all, so that a row's answer is the same whoever shares its batch.
-    size = max(len(group) for group in groups)
+    # One static batch size for all, so that a row's answer is the same whoever shares its batch. Rows that reuse
+    # outputs decide on it together, so then each is asked alone.
+    size = 1 if program.reuse else max(len(group) for group in groups)
     film = dict(recorded or {})
     start = [
         (make_env, policy.cameras, {t: layouts[t] for t in group}, settings, {t: film[t] for t in group if t in film})
@@ -163,6 +166,7 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
     ]
     episodes: list[Episode] = []
     predictions: dict[tuple[str, int], list[Any]] = {}
+    evaluations: dict[tuple[str, int], list[int]] = {}
     memories: dict[str, Memory] = {}  # task -> of the layout that is being played
     total = sum(len(v) for v in layouts.values())
     with _Workers(start) as pipes, tqdm(total=total, desc=progress, unit="episode", disable=not progress) as bar:
@@ -185,10 +189,15 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
                             bar.n = sum(1 for _ in episodes) + sum(v[0] for v in asks.values())
                             bar.refresh()
                     known = [memories[task] if chunk else None for task, (_, chunk, _) in asks.items()]
-                    chunks, after = policy.infer_many(observations, np.array(ids, np.uint32), known, mode=mode,
-                                                      program=program, batch_size=size)  # fmt: skip
+                    chunks, after = [], []
+                    for at in (slice(i, i + size) for i in range(0, len(asks), size)):
+                        answers = policy.infer_many(observations[at], np.array(ids[at], np.uint32), known[at],
+                                                    mode=mode, program=program, batch_size=size)  # fmt: skip
+                        chunks += answers[0]
+                        after += answers[1]
                     memories |= zip(asks, after, strict=True)
                     for (task, (layout, _, _)), chunk in zip(asks.items(), chunks, strict=True):
+                        evaluations.setdefault((task, layout), []).append(chunk.evaluations)
                         if film.get(task) == layout:
                             predictions.setdefault((task, layout), []).append(chunk)
                     pipe.send({task: chunk.actions for task, chunk in zip(asks, chunks, strict=True)})
@@ -200,7 +209,8 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
             if made[0].video is not None:
                 episode.recording["imagined"] = np.stack([c.video[policy.imagined[0]] for c in made])
                 episode.recording["imagined_seconds"] = made[0].video_seconds
-    return sorted(episodes, key=lambda e: (tasks.index(e.task), e.layout))
+    counted = [dataclasses.replace(e, evaluations=float(np.mean(evaluations[e.task, e.layout]))) for e in episodes]
+    return sorted(counted, key=lambda e: (tasks.index(e.task), e.layout))
 
 
 def _with_frames(policy: Policy, settings: Settings) -> Settings:
@@ -298,7 +308,7 @@ def expert_demonstrations(make_env: MakeEnv, layouts: Mapping[str, np.ndarray],
 
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Success with Wilson 95 % intervals, overall and under `tasks`."""
+    """Success with Wilson 95 % intervals, overall and under `tasks`; of a policy, `evaluations` (calls a chunk)."""
 
     def rate(chosen: Sequence[Episode]) -> dict[str, Any]:
         wins = sum(e.success for e in chosen)
@@ -310,4 +320,6 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
         }
 
     tasks = list(dict.fromkeys(e.task for e in episodes))
-    return {**rate(episodes), "tasks": {task: rate([e for e in episodes if e.task == task]) for task in tasks}}
+    counts = [e.evaluations for e in episodes if e.evaluations is not None]
+    calls = {"evaluations": round(float(np.mean(counts)), 3)} if counts else {}
+    return {**rate(episodes), **calls, "tasks": {task: rate([e for e in episodes if e.task == task]) for task in tasks}}
