@@ -62,6 +62,7 @@ def with_prefix(start: Sample, chunk: Array, prefix: Array, model: ModelConfig) 
     `chunk` [B, M, K, A] holds them in front (`frozen_chunk`), `prefix` [B, M] counts their tokens. The network has to
     be told as well (`Noisy.prefix`).
     """
+    assert start.action is not None
     held = frozen_steps(prefix, model)[..., None]  # [B, M, K, 1]
     return start._replace(action=jnp.where(held, chunk, start.action)), held
 
@@ -110,10 +111,12 @@ def guided(predict: Predict, target: Array, weight: Array, *, limit: float = 5.0
 
         def estimate(action: Array) -> tuple[Array, Sample]:
             out = predict(x._replace(action=action), sigma_video, sigma_action)
+            assert out.action is not None  # as `Predict` promises
             return action - flow.expand(sigma_action, action) * out.action, out
 
         x_hat, transposed, out = jax.vjp(estimate, x.action, has_aux=True)
         (correction,) = transposed(weight * (target - x_hat))
+        assert out.action is not None
         return out._replace(action=out.action - flow.expand(strength(sigma_action, limit), correction) * correction)
 
     return predict_guided
