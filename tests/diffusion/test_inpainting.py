@@ -1,4 +1,4 @@
-"""Real-time chunking at inference: the frozen prefix; guidance against the paper's formulas in its own convention."""
+"""Guidance of real-time chunking, against the paper's formulas in its own convention."""
 
 import jax
 import jax.numpy as jnp
@@ -116,18 +116,3 @@ def test_rows_are_guided_on_their_own_and_weight_zero_is_no_guidance():
     plain, out = (predict(x, sigma, sigma).action for predict in (network.ours, guided))
     np.testing.assert_array_equal(out[0], plain[0])
     assert np.abs(out[1] - plain[1]).max() > 1e-2
-
-
-def test_committed_actions_become_whole_tokens_or_an_error():
-    assert [inpainting.whole_tokens(n, CONFIG) for n in (0, 1, 2, 3)] == [0, 1, 1, 2]
-    committed = np.arange(4 * A, dtype=np.float32).reshape(4, A)
-    chunk, tokens = inpainting.frozen_chunk(committed, CONFIG, longest=3)
-    assert tokens == 2
-    np.testing.assert_array_equal(chunk[:4], committed)
-    assert (chunk[4:] == 0).all()
-    with pytest.raises(ValueError, match="expected whole action tokens, a multiple of 2 actions, got 3"):
-        inpainting.frozen_chunk(committed[:3], CONFIG, longest=3)
-    with pytest.raises(ValueError, match="4 actions are given, but the checkpoint was trained for at most 2 actions"):
-        inpainting.frozen_chunk(committed, CONFIG, longest=1)
-    with pytest.raises(ValueError, match=r"trained for none \(objective.prefix_tokens is 0\)"):
-        inpainting.frozen_chunk(committed, CONFIG, longest=0)

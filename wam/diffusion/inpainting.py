@@ -11,63 +11,16 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from wam.config import ModelConfig
 from wam.diffusion import flow
 from wam.diffusion.sampler import Predict, Sample
 
-# ------------------------------------------------------------------ frozen prefix
-
 
 def frozen_steps(prefix: Array, model: ModelConfig) -> Array:
     """bool [..., K]: control steps of the first `prefix` [...] action tokens."""
     return jnp.arange(model.action_horizon) < prefix[..., None] * model.steps_per_token
-
-
-def whole_tokens(steps: int, model: ModelConfig) -> int:
-    """Tokens that hold `steps` control steps: a delay rounds up."""
-    return math.ceil(steps / model.steps_per_token)
-
-
-def frozen_chunk(committed: np.ndarray, model: ModelConfig, longest: int) -> tuple[np.ndarray, int]:
-    """Committed actions as the front of a chunk, and how many tokens they fill.
-
-    Args:
-      committed: [n, A] normalised, n a multiple of `steps_per_token` (`whole_tokens` of the delay).
-      model: shape of the network.
-      longest: tokens of the longest prefix the network was trained with (`ObjectiveConfig.prefix_tokens`).
-
-    Returns:
-      f32 [K, A], zeros behind the committed actions, and the number of tokens.
-
-    Raises:
-      ValueError: n fills no whole tokens, or more of them than the network knows.
-    """
-    steps, k = len(committed), model.steps_per_token
-    if steps % k:
-        raise ValueError(f"prefix: expected whole action tokens, a multiple of {k} actions, got {steps}")
-    if steps > longest * k:
-        known = f"at most {longest * k} actions" if longest else "none (objective.prefix_tokens is 0)"
-        raise ValueError(f"prefix: {steps} actions are given, but the checkpoint was trained for {known}")
-    chunk = np.zeros((model.action_horizon, committed.shape[-1]), np.float32)
-    chunk[:steps] = committed
-    return chunk, steps // k
-
-
-def with_prefix(start: Sample, chunk: Array, prefix: Array, model: ModelConfig) -> tuple[Sample, Array]:
-    """(`start` that begins with the frozen actions, what must stay as it is: `Held.action`).
-
-    `chunk` [B, M, K, A] holds them in front (`frozen_chunk`), `prefix` [B, M] counts their tokens. The network has to
-    be told as well (`Noisy.prefix`).
-    """
-    assert start.action is not None
-    held = frozen_steps(prefix, model)[..., None]  # [B, M, K, 1]
-    return start._replace(action=jnp.where(held, chunk, start.action)), held
-
-
-# ----------------------------------------------------------------------- guidance
 
 
 def overlap_weights(frozen: Array, overlap: Array, horizon: int) -> Array:

@@ -110,9 +110,9 @@ class ChunkExecutor:
         """Why nothing moves any more, until `clear`."""
         return self.gate.stopped
 
-    @property
-    def wants_observation(self) -> bool:
-        """Whether the next step asks for a chunk; the observation of any other step is not looked at."""
+    def due(self) -> bool:
+        """Whether this step will ask for a chunk; the observation of any other step is not looked at."""
+        self._take()
         if self.stopped is not None or self.inference.busy:
             return False
         return not self._chunks or self._time - self._chunks[-1].start >= self.config.execute
@@ -124,8 +124,7 @@ class ChunkExecutor:
 
     def observe(self, observation: Any) -> None:
         """The first half of a step: takes an answer that is there, and asks for the next chunk when it is time."""
-        self._take()
-        if not self.wants_observation:
+        if not self.due():
             return
         planned, frozen = self._ahead()
         left = 0.0 if self.config.strategy == "naive" or not self._chunks else self._left

@@ -73,8 +73,9 @@ class Gate:
 
     def send(self, action: np.ndarray) -> np.ndarray:
         """The action [A] that may leave; after a stop, or for one that is not finite (which is a stop): `still()`."""
+        action = np.asarray(action, np.float32)
         if self.stopped is None and not np.isfinite(action).all():
-            self.stop(f"an action is not finite: {np.asarray(action).tolist()}")
+            self.stop(f"an action is not finite: {action.tolist()}")
         if self.stopped is not None:
             # At once: the largest change does not delay a stop.
             self.last = self.still()
