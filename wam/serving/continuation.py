@@ -52,7 +52,8 @@ class Continuation:
         cfg = self.policy.config
         return ExecutorConfig(
             control_hz=self.policy.embodiment(embodiment).action_hz, horizon=cfg.action_horizon, strategy=self.strategy,
-            steps_per_token=cfg.steps_per_token, longest_prefix=self.longest_prefix or None, **options,
+            steps_per_token=cfg.steps_per_token,
+            longest_prefix=self.longest_prefix if self.strategy == "frozen_prefix" else None, **options,
         )  # fmt: skip
 
     def infer(self, request: Request) -> np.ndarray:
