@@ -8,10 +8,11 @@ import pytest
 from tools.prove import real_time
 
 
+RAN: list[tuple] = []
+
+
 class Fake:
     """Two of three episodes succeed; `frozen_prefix` is not possible."""
-
-    ran: list[tuple] = []
 
     def __init__(self, checkpoint, *, episodes, **_):
         self.about = {"checkpoint": str(checkpoint), "episodes": episodes}
@@ -21,7 +22,7 @@ class Fake:
             raise ValueError("trained without prefixes")
         if (way, delay, seed) == ("guided", 4, 1):
             raise KeyboardInterrupt
-        self.ran.append((way, delay, seed))
+        RAN.append((way, delay, seed))
         counts = dict.fromkeys(("requests", "answers", "waited", "slowed", "late"), 0)
         return {"successes": 2, "episodes": 3, "mean_steps": 50.0, "counts": {"steps": 100, "missed": 25, **counts},
                 "jerk": {"seam": 0.2 * (1 + seed), "inside": 0.1, "seams": 10 * (1 + seed)}}  # fmt: skip
@@ -34,10 +35,10 @@ def test_it_resumes_and_pools_seeds(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*arguments, "--ways", "async", "frozen_prefix", "guided"])
     with pytest.raises(KeyboardInterrupt):
         real_time.main()
-    assert Fake.ran == [("async", 4, 0), ("guided", 4, 0), ("async", 4, 1)]
+    assert RAN == [("async", 4, 0), ("guided", 4, 0), ("async", 4, 1)]
     monkeypatch.setattr(sys, "argv", [*arguments, "--ways", "naive", "async", "frozen_prefix"])
     real_time.main()
-    assert Fake.ran[3:] == [("naive", 4, 0), ("naive", 4, 1)]
+    assert RAN[3:] == [("naive", 4, 0), ("naive", 4, 1)]
     printed = capsys.readouterr().out
     assert "frozen_prefix: not possible: trained without prefixes" in printed
     # Seams of both seeds count alike: (10 x 0.2 + 20 x 0.4) / 30.
