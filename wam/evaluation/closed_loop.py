@@ -7,6 +7,7 @@ happen to share a batch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,12 @@ from wam.diffusion.sampler import Program
 from wam.evaluation.baselines import wilson_interval
 from wam.policy import Policy
 from wam.session import Memory
+
+Play = Callable[..., Any]
+"""What a slot does: `play_chunks`, or another generator of its face; picklable."""
+
+Answer = Callable[..., tuple[list[Any], list[Any]]]
+"""(observations, ids, memories, batch_size=) -> (chunks, memories): `Policy.infer_many` in some mode, or another."""
 
 MakeEnv = Callable[[str, Sequence[str]], Any]
 """(task, cameras) -> environment with reset, step, render, instruction, spec and close; picklable."""
@@ -82,11 +89,11 @@ def _film(env: Any, record: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _worker(pipe: Connection, make_env: MakeEnv, cameras: tuple[str, ...], layouts: dict[str, np.ndarray],
-            settings: Settings, recorded: dict[str, int]) -> None:  # fmt: skip
+            settings: Settings, recorded: dict[str, int], play: Play) -> None:  # fmt: skip
     """Runs one slot a task; each answers observations until its layouts are done."""
     try:
         slots = {
-            task: _slot(make_env(task, cameras), task, layouts[task], settings, recorded, cameras) for task in layouts
+            task: play(make_env(task, cameras), task, layouts[task], settings, recorded, cameras) for task in layouts
         }
         asks = {task: next(slot) for task, slot in slots.items()}
         while asks:
@@ -103,8 +110,8 @@ def _worker(pipe: Connection, make_env: MakeEnv, cameras: tuple[str, ...], layou
         pipe.send(("error", f"{type(error).__name__}: {error}"))
 
 
-def _slot(env: Any, task: str, layouts: np.ndarray, settings: Settings, recorded: dict[str, int],
-          cameras: tuple[str, ...]):  # fmt: skip
+def play_chunks(env: Any, task: str, layouts: np.ndarray, settings: Settings, recorded: dict[str, int],
+                cameras: tuple[str, ...]):  # fmt: skip
     """Generator: yields (layout, chunk, observation), receives actions; returns the episodes."""
     episodes = []
     for index, layout in enumerate(layouts):
@@ -146,12 +153,15 @@ def _slot(env: Any, task: str, layouts: np.ndarray, settings: Settings, recorded
 
 def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarray], program: Program, mode: str,
                settings: Settings, *, instructions: Mapping[str, str] | None = None,
-               recorded: Mapping[str, int] | None = None, progress: str = "") -> list[Episode]:  # fmt: skip
+               recorded: Mapping[str, int] | None = None, progress: str = "", play: Play = play_chunks,
+               answer: Answer | None = None) -> list[Episode]:  # fmt: skip
     """Evaluates `policy` on every layout of every task: `layouts` is task -> [n, layout_dim].
 
     `instructions` (task -> instruction) replaces the tasks' own; `recorded` (task -> index of a layout) says what to
-    film. Raises RuntimeError when a simulator fails.
+    film; `play` and `answer` take the place of executing whole chunks and of asking the policy for them. Raises
+    RuntimeError when a simulator fails.
     """
+    answer = answer or functools.partial(policy.infer_many, mode=mode, program=program)
     settings = _with_frames(policy, settings)
     tasks = list(layouts)
     workers = max(1, min(settings.workers, len(tasks)))
@@ -161,7 +171,14 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
     size = 1 if program.reuse else max(len(group) for group in groups)
     film = dict(recorded or {})
     start = [
-        (make_env, policy.cameras, {t: layouts[t] for t in group}, settings, {t: film[t] for t in group if t in film})
+        (
+            make_env,
+            policy.cameras,
+            {t: layouts[t] for t in group},
+            settings,
+            {t: film[t] for t in group if t in film},
+            play,
+        )
         for group in groups
     ]
     episodes: list[Episode] = []
@@ -191,8 +208,7 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
                     known = [memories[task] if chunk else None for task, (_, chunk, _) in asks.items()]
                     chunks, after = [], []
                     for at in (slice(i, i + size) for i in range(0, len(asks), size)):
-                        answers = policy.infer_many(observations[at], np.array(ids[at], np.uint32), known[at],
-                                                    mode=mode, program=program, batch_size=size)  # fmt: skip
+                        answers = answer(observations[at], np.array(ids[at], np.uint32), known[at], batch_size=size)
                         chunks += answers[0]
                         after += answers[1]
                     memories |= zip(asks, after, strict=True)

@@ -1,0 +1,1 @@
+"""Serving: what stands between a policy and robots."""
