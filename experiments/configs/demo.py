@@ -38,16 +38,20 @@ TASKS = (
 )
 
 
-VARIANTS = ("action_only", "no_play", "no_ego")
+VARIANTS = ("action_only", "no_play", "no_ego", "history")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The recipe, or with `demo.py:VARIANT` one of its ablations."""
+    """The recipe, or with `demo.py:VARIANT` one of its ablations, or `history`, whose chunks see those before them."""
     config = _demo()
     if variant == "action_only":
         # The policy alone on demonstrations: no future video, no dynamics, nothing to learn from play or ego.
         config.objective.update(with_video=False, modes={**dict.fromkeys(config.objective.modes, 0.0), "policy": 1.0})
         del config.data.weights["play"], config.data.weights["ego"]
+    elif variant == "history":
+        # Four chunks of 0.1 s; a chunk of actions reaches one further. Asked again whenever a chunk has passed.
+        config.data.update(frame_seconds=tuple(i / 20 for i in range(9)), chunks=4)
+        config.train.batch_size = 16
     elif variant in ("no_play", "no_ego"):
         del config.data.weights[variant.removeprefix("no_")]
     elif variant:
