@@ -104,9 +104,9 @@ def _corrector(sigma_before: Array, sigma: Array, sigma_next: Array, second: Arr
     Order 2 solves rho_1 + rho_2 = b_1 and r rho_1 + rho_2 = b_2 with b_k = x phi_{k+1}(x) k! / (e^x - 1) at x = -h,
     phi_1(x) = (e^x - 1) / x and phi_{k+1}(x) = (phi_k(x) - 1 / k!) / x.
     """
-    h, r = -_length(sigma, sigma_next), _ratio(sigma_before, sigma, sigma_next)
-    b = jnp.expm1(h)
-    b_1 = (b / h - 1) / b
-    b_2 = 2 * ((b / h - 1) / h - 0.5) / b
+    x, r = -_length(sigma, sigma_next), _ratio(sigma_before, sigma, sigma_next)
+    scale = jnp.expm1(x)
+    b_1 = (scale / x - 1) / scale
+    b_2 = 2 * ((scale / x - 1) / x - 0.5) / scale
     rho = (b_1 - b_2) / (1 - r)
     return jnp.where(second, rho / r, 0.0), jnp.where(second, b_1 - rho, 0.5)
