@@ -35,7 +35,7 @@ def test_order_of_convergence(solver, order, prediction):
 
 @pytest.mark.parametrize("prediction", ["x", "velocity"])
 def test_unipc_gains_an_order_between_the_ends(prediction):
-    """The corrector's: UniPC-p is of order p + 1 where lambda is finite (Zhao et al., theorem 3.1)."""
+    """The corrector's: UniPC-p is of order p + 1 where lambda is finite (Zhao et al., section 3)."""
     steps = (40, 80, 160)
     errors = [error("unipc", prediction, n, start=0.9, end=0.2) for n in steps]
     assert -np.polyfit(np.log(steps), np.log(errors), 1)[0] == pytest.approx(3, abs=0.25)

@@ -201,7 +201,7 @@ class Held(NamedTuple):
 class Sampled(NamedTuple):
     video: Array | None  # [B, M, f, v, P, C]
     action: Array | None  # [B, M, K, A]
-    evaluations: Array  # [] int32: calls of `predict` that really ran
+    evaluations: Array  # [] int32: calls of `predict` that really ran; a guided one is one
 
 
 Predict = Callable[[Sample, Array, Array], Sample]

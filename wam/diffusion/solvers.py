@@ -51,7 +51,8 @@ def unipc(x: Array, output: Array, past: Past, sigmas: tuple[Array, Array, Array
     In x-prediction with B_2(h) = e^h - 1 ("bh2"), the half log-SNR of a flow, lambda = log((1 - sigma) / sigma), in the
     place of time. The output at the sample that the last step predicted first corrects this sample (UniC), then
     predicts the next (UniP). First order where there is no step before, and in the step to sigma 0, where lambda is
-    infinite; there nothing is corrected either.
+    infinite; there nothing is corrected either. So from noise to data it is of second order, as Heun's method is with
+    twice the calls; between the ends the corrector gains one more.
 
     Args:
       x: the sample as the last step predicted it.
@@ -100,11 +101,12 @@ def _ratio(sigma_before: Array, sigma: Array, sigma_next: Array) -> Array:
 def _corrector(sigma_before: Array, sigma: Array, sigma_next: Array, second: Array) -> tuple[Array, Array]:
     """Weights [B] of x_hat before and after the step in UniC; `second` [B]: of order 2, otherwise 1.
 
-    Order 2 solves rho_1 + rho_2 = b_1, r rho_1 + rho_2 = b_2 (their eq. 10) with b_k = phi_{k+1}(-h) k! / B(-h).
+    Order 2 solves rho_1 + rho_2 = b_1 and r rho_1 + rho_2 = b_2 with b_k = x phi_{k+1}(x) k! / (e^x - 1) at x = -h,
+    phi_1(x) = (e^x - 1) / x and phi_{k+1}(x) = (phi_k(x) - 1 / k!) / x.
     """
-    h, r = -_length(sigma, sigma_next), _ratio(sigma_before, sigma, sigma_next)
-    b = jnp.expm1(h)
-    b_1 = (b / h - 1) / b
-    b_2 = 2 * ((b / h - 1) / h - 0.5) / b
+    x, r = -_length(sigma, sigma_next), _ratio(sigma_before, sigma, sigma_next)
+    scale = jnp.expm1(x)
+    b_1 = (scale / x - 1) / scale
+    b_2 = 2 * ((scale / x - 1) / x - 0.5) / scale
     rho = (b_1 - b_2) / (1 - r)
     return jnp.where(second, rho / r, 0.0), jnp.where(second, b_1 - rho, 0.5)
