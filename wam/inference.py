@@ -17,12 +17,9 @@ from wam.batch import Batch
 from wam.config import ModelConfig
 from wam.diffusion import flow, losses
 from wam.diffusion.guidance import guided, without_text
-from wam.diffusion.inpainting import frozen_steps
+from wam.diffusion.inpainting import continuing, frozen_steps
 from wam.diffusion.reuse import Reuse
 from wam.diffusion.sampler import Guidance, Held, Predict, Program, Sample, Sampled, Schedule, sample, schedule
-=======
-from wam.diffusion.inpainting import continuing, frozen_steps
-from wam.diffusion.sampler import Held, Predict, Program, Sample, Sampled, Schedule, sample, schedule
 from wam.models.dynamics_paths import accumulate
 from wam.models.history import Ring
 from wam.models.joint_dit import JointDiT
