@@ -40,6 +40,9 @@ def test_seam_jerk_by_hand():
     seam, inside = real_time.seam_jerk(actions, np.array([1, 1, 1, 1, 2, 2, 2]))
     assert seam.tolist() == [1.0, 0.0]
     assert inside.tolist() == [0.0, 0.0, 0.0]
+    seam, inside = real_time.seam_jerk(actions, np.array([1, 1, 1, -1, -1, -1, -1]))
+    assert len(seam) == 2
+    assert inside.tolist() == [0.0]
 
 
 def test_without_latency_it_is_the_plain_closed_loop_and_with_it_steps_are_waited():
