@@ -17,7 +17,7 @@ from wam.batch import Batch
 from wam.config import ModelConfig
 from wam.diffusion import flow, losses
 from wam.diffusion.guidance import guided, without_text
-from wam.diffusion.inpainting import frozen_steps
+from wam.diffusion.inpainting import continuing, frozen_steps
 from wam.diffusion.reuse import Reuse
 from wam.diffusion.sampler import Guidance, Held, Predict, Program, Sample, Sampled, Schedule, sample, schedule
 from wam.models.dynamics_paths import accumulate
@@ -188,7 +188,9 @@ def sampled(model: JointDiT, tokenizer: VideoTokenizer, way: Way, batch: Batch, 
     """Samples a batch in latents and normalised actions.
 
     Optional fields of the batch: `future` uint8 [B, V, n, h, w, 3], the frames of a given video, where those of the
-    batch end with the observation; `prefix` int32 [B, M], leading action tokens that are given in `action`.
+    batch end with the observation; `prefix` int32 [B, M], leading action tokens that are given in `action`; `frozen`
+    and `overlap` int32 [B], how many steps of `action` are executed anyway and how many are an old chunk's, which the
+    new one is guided to.
     """
     context, latents = observed(model, tokenizer, batch, ring)
     config, prefix, future = model.config, batch.get("prefix"), None
@@ -203,6 +205,8 @@ def sampled(model: JointDiT, tokenizer: VideoTokenizer, way: Way, batch: Batch, 
     if way.video_guidance.scale != 1:
         silent, _ = observed(model, tokenizer, batch, ring, text=False)
         predict = guided(predict, predictor(model, silent, batch, rows.schedule, prefix=prefix), way.video_guidance)
+    if "overlap" in batch:
+        predict = continuing(predict, batch["action"], batch["action_mask"], batch["frozen"], batch["overlap"])
     out = sample(predict, first, rows.schedule, held, video_prediction=config.video_prediction, solver=way.solver,
                  reuse=way.reuse)  # fmt: skip
     return out, context

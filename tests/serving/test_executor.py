@@ -1,5 +1,8 @@
 """The chunk executor: what is executed when, counted exactly; the clock is simulated and nobody sleeps."""
 
+import pathlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,6 +15,8 @@ from wam.serving.background import ThreadInference
 from wam.serving.ensembling import average
 from wam.serving.executor import FALLBACK, ChunkExecutor, ExecutorConfig
 from wam.serving.limits import Limits
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Numbered:
@@ -242,3 +247,8 @@ def test_bad_configurations_are_named():
     ):
         with pytest.raises(ValueError, match=reason):
             ExecutorConfig(**{"control_hz": HZ, "horizon": HORIZON, **options})
+
+
+def test_a_robot_needs_numpy_alone():
+    code = "import sys, wam.serving.executor; sys.exit('jax' in sys.modules or 'flax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -45,6 +45,16 @@ def strength(sigma: Array, limit: float) -> Array:
     return jnp.where(spread > 0, jnp.minimum(limit, exact), limit)
 
 
+def continuing(predict: Predict, old: Array, action_mask: Array, frozen: Array, overlap: Array) -> Predict:
+    """`predict`, guided to continue an old chunk.
+
+    `old` and `action_mask` are [B, M, K, A]; the first `frozen` [B] steps of `old` are executed anyway, and the first
+    `overlap` [B] are an old chunk's.
+    """
+    weight = overlap_weights(frozen, overlap, old.shape[2])[:, None, :, None]
+    return guided(predict, old, weight * action_mask)
+
+
 def guided(predict: Predict, target: Array, weight: Array, *, limit: float = 5.0) -> Predict:
     """`predict` whose action velocity leads to clean actions near `target` (arXiv:2506.07339, eq. 2 to 4).
 

@@ -16,7 +16,7 @@ from wam.evaluation import closed_loop
 from wam.evaluation.closed_loop import Episode, MakeEnv, Settings
 from wam.serving.background import Request, SimulatedClock, SimulatedInference
 from wam.serving.continuation import Continuation
-from wam.serving.executor import ChunkExecutor, ExecutorConfig
+from wam.serving.executor import FALLBACK, ChunkExecutor, ExecutorConfig
 from wam.serving.limits import Limits
 
 
@@ -107,11 +107,11 @@ def seam_jerk(actions: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.
     """Norms of the second differences |a[t-1] - 2 a[t] + a[t+1]| of actions [n, A]: (at seams, inside chunks).
 
     It is at a seam where the three actions do not come from one source: from one chunk to the next, into a pause and
-    out of it.
+    out of it. Within a pause it is neither.
     """
     jerk = np.linalg.norm(actions[:-2] - 2 * actions[1:-1] + actions[2:], axis=-1)
     seam = (sources[:-2] != sources[1:-1]) | (sources[1:-1] != sources[2:])
-    return jerk[seam], jerk[~seam]
+    return jerk[seam], jerk[~seam & (sources[1:-1] != FALLBACK)]
 
 
 def summarize(episodes: Sequence[Execution], dims: Sequence[int]) -> dict[str, Any]:

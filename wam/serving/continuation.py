@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,9 +10,8 @@ import numpy as np
 from jax import Array
 
 from wam.batch import Batch
-from wam.diffusion.inpainting import guided, overlap_weights
-from wam.diffusion.sampler import Program, sample
-from wam.inference import begin, line_up, observed, predictor, row_keys
+from wam.diffusion.sampler import Program
+from wam.inference import Rows, line_up, sampled
 from wam.models.joint_dit import JointDiT
 from wam.policy import Policy
 from wam.serving.background import Request
@@ -23,14 +22,14 @@ from wam.tokenizers.video import VideoTokenizer
 class Continuation:
     """Answers requests of executors by one policy: `infer` for one robot, `answer` for many at once."""
 
-    def __init__(self, policy: Policy, strategy: str, program: Program | None = None, *, limit: float = 5.0):
-        """`limit` is beta, the largest strength of guidance.
+    def __init__(self, policy: Policy, strategy: str, program: Program | None = None):
+        """`program`: by default the policy's; guidance corrects in every step, and about five make it strong.
 
         Raises ValueError for an unknown strategy, a program without actions, or a checkpoint that cannot do it.
         """
         if strategy not in STRATEGIES:
             raise ValueError(f"unknown strategy {strategy!r}; choose from {', '.join(STRATEGIES)}")
-        self.policy, self.strategy, self.limit = policy, strategy, limit
+        self.policy, self.strategy = policy, strategy
         self.program = program or policy.program("policy")
         if self.program.action != "generated":
             raise ValueError(f"program {self.program.name!r} makes no actions to execute")
@@ -77,30 +76,19 @@ class Continuation:
         rows = [self._row(request) for request in requests]
         pad = [min(i, len(rows) - 1) for i in range(size)]
         batch = {name: np.stack([rows[i][name] for i in pad]) for name in rows[0]}
-        frozen, overlap = (np.array([n[i] for i in pad], np.int32) for n in (
-            [request.frozen for request in requests], [len(request.planned) for request in requests]))  # fmt: skip
         way, programs = line_up([self.program] * size)
-        limit = self.limit
 
-        def run(model: JointDiT, tokenizer: VideoTokenizer, batch: Batch, ids: Array, programs: Any, frozen: Array,
-                overlap: Array) -> Array | None:  # fmt: skip
-            config = model.config
-            context, _ = observed(model, tokenizer, batch)
-            start, held = begin(row_keys(ids), config, way, programs, batch, None)
-            weight = overlap_weights(frozen, overlap, config.action_horizon)[:, None, :, None] * batch["action_mask"]
-            predict = predictor(model, context, batch, programs.schedule)
-            predict = guided(predict, batch["action"], weight, limit=limit)
-            return sample(predict, start, programs.schedule, held, video_prediction=config.video_prediction,
-                          solver=way.solver, reuse=way.reuse).action  # fmt: skip
+        def run(model: JointDiT, tokenizer: VideoTokenizer, batch: Batch, ids: Array, programs: Rows) -> Array | None:
+            return sampled(model, tokenizer, way, batch, ids, programs)[0].action
 
-        compiled = policy.engine.jit(("guided", way, limit), run)
-        actions = np.asarray(compiled(batch, jnp.asarray(ids[pad], jnp.uint32), programs, frozen, overlap))[:, 0]
-        return [policy.raw_actions(a, r.observation) for a, r in zip(actions, requests, strict=False)]
+        compiled = policy.engine.jit(("guided", way), run)
+        actions = np.asarray(compiled(batch, jnp.asarray(ids[pad], jnp.uint32), programs))
+        return [policy.raw_actions(a[0], r.observation) for a, r in zip(actions, requests, strict=False)]
 
-    def _row(self, request: Request) -> Mapping[str, np.ndarray]:
+    def _row(self, request: Request) -> Batch:
         """A row whose actions are the rest of the old chunk."""
         observations, observation = self.policy.observations, request.observation
         row = observations.row(observation)
         planned = observations.actions(request.planned, observation["embodiment"], "planned")
         observations.fill(row, planned, observation)
-        return row
+        return row | {"frozen": np.int32(request.frozen), "overlap": np.int32(len(planned))}

@@ -1,11 +1,12 @@
 """The chunk executor: a robot loop that never waits for its policy.
 
     executor = ChunkExecutor(ThreadInference(infer), ExecutorConfig(control_hz=80, horizon=16), limits, rest, delta)
-    while True:
+    while executor.stopped is None:
         robot.send(executor.step(observe()))  # once a control period; inference runs beside it
 
-Time is counted in control steps: one `step` is one. A chunk asked for at step n has its first action for step n; when
-the answer comes d steps later, its first d actions are past, for the old chunk was executed meanwhile.
+Time is counted in control steps: one `step` is one. A chunk that is asked for at step n has its first action for step
+n; when the answer comes d steps later, its first d actions are past, and the old chunk's were executed for them. With
+no answer at all the robot comes to rest, by `ExecutorConfig.on_miss`.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class _Asked(NamedTuple):
 
 
 class ChunkExecutor:
-    """Executes chunks while the next one is computed, within limits, in one thread of the caller's.
+    """Executes chunks, within limits, while the next one is computed. To be called from one thread.
 
     Attributes:
       gate: limits and the latched stop; `stopped` is its reason.
