@@ -31,9 +31,6 @@ Answer = Callable[..., tuple[list[Any], list[Any]]]
 MakeEnv = Callable[[str, Sequence[str]], Any]
 """(task, cameras) -> environment with reset, step, render, instruction, spec and close; picklable."""
 
-Answer = Callable[..., tuple[list[Any], list[Memory]]]
-"""(observations, ids [n, 3], memories, batch_size=) -> (chunks, memories), as `Policy.infer_many`."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
