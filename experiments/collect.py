@@ -8,7 +8,6 @@ Any of them can be set on the command line, for instance `--config.collect.episo
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import sys
 
@@ -16,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.collect.collect import CollectConfig, collect
+from data_pipelines.collect.summary import table
 from experiments import cli
 from wam.envs import env_factory
 from wam.envs.metaworld import SPLIT_SEEDS
@@ -37,26 +37,6 @@ def collect_config(config: ConfigDict) -> CollectConfig:
         return CollectConfig(**fields)
     except TypeError as error:
         raise ValueError(f"config.collect: {str(error).removeprefix('CollectConfig.__init__() ')}") from None
-
-
-def table(result: dict) -> str:
-    """One line for every task of every store."""
-    numbers = ("episodes", "solved", "steps", "imitate", "images")
-    lines = [f"{'store':18s} {'task':26s} " + " ".join(f"{name:>8s}" for name in (*numbers, "MB"))]
-    totals: collections.Counter = collections.Counter()
-    for row in result["rows"]:
-        totals.update({key: row[key] for key in ("episodes", "successes", "steps", "imitate_steps", "images", "bytes")})
-        lines.append(_line(f"{row['split']}/{row['source']}", row["task"], row))
-    lines.append(_line("all", "", totals))
-    lines.append(
-        f"{result['shards']['made']} shards made, {result['shards']['found']} found, {result['seconds']:.0f} s"
-    )
-    return "\n".join(lines)
-
-
-def _line(store: str, task: str, row: dict) -> str:
-    counts = " ".join(f"{row[key]:8d}" for key in ("episodes", "successes", "steps", "imitate_steps", "images"))
-    return f"{store:18s} {task:26s} {counts} {row['bytes'] / 1e6:8.1f}"
 
 
 def main(argv: list[str]) -> None:

@@ -3,6 +3,7 @@
     python -m experiments.evaluate --checkpoint runs/demo --report
     python -m experiments.evaluate --checkpoint runs/demo --mode joint --tasks window-open --episodes 20 --seed 1
     python -m experiments.evaluate --checkpoint runs/demo --program flash --steps 1 --solver heun --split validation
+    python -m experiments.evaluate --checkpoint runs/demo --planner best_of_n:agreement --n 8
     python -m experiments.evaluate --checkpoint runs/demo --open_loop
 
 With `--report`: policy and joint mode, random actions, blind replay, swapped instructions, forward and inverse
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments import cli, planners
 from experiments.programs import program_flags, program_from_flags
 
 if TYPE_CHECKING:
@@ -96,11 +97,12 @@ class Evaluation:
             env.close()
         return layouts
 
-    def closed_loop(self, mode: str, *, way: Program | None = None, film: bool = False,
-                    swap: bool = False) -> dict[str, Any]:  # fmt: skip
+    def closed_loop(self, mode: str, *, way: Program | None = None, film: bool = False, swap: bool = False,
+                    planned: bool = False) -> dict[str, Any]:  # fmt: skip
         """Success of the policy in `mode`; with `swap`, the recipe's pair of tasks under each other's instruction.
 
-        `way` is a program of this mode; by default, the standard one.
+        `way` is a program of this mode; by default, the standard one. `planned`: chunks are chosen by the planner of
+        the flags, if there is one, and only proposed by that program.
         """
         from wam.diffusion.sampler import program
         from wam.envs.metaworld import INSTRUCTIONS
@@ -111,11 +113,14 @@ class Evaluation:
             first, second = self.options["swap"]
             instructions = {first: INSTRUCTIONS[second], second: INSTRUCTIONS[first]}
             layouts = {task: self.layouts[task] for task in (first, second)}
-        name = "swapped" if swap else mode
+        name, way, answer = "swapped" if swap else mode, way or program(mode, self.steps[mode]), None
+        if planned and (planner := planners.asked_for(way)):
+            max_steps, workers = self.settings.max_steps, self.settings.workers
+            answer = planners.answer_by(self.policy, planner, self.make_env, layouts, max_steps, workers)
         episodes = closed_loop.run_policy(
-            self.policy, self.make_env, layouts, way or program(mode, self.steps[mode]), mode, self.settings,
+            self.policy, self.make_env, layouts, way, mode, self.settings,
             instructions=instructions, recorded=dict.fromkeys(layouts, 0) if film else None,
-            progress=f"evaluate {name}",
+            progress=f"evaluate {name}", answer=answer,
         )  # fmt: skip
         if film:
             for episode in episodes:
@@ -287,6 +292,8 @@ def main(argv: list[str]) -> None:
     try:
         if shutil.disk_usage(workdir if workdir.exists() else ".").free < 50e6:
             raise OSError(f"less than 50 MB are free at {workdir}: the results would not fit")
+        if planners.is_asked() and (_REPORT.value or _OPEN_LOOP.value):
+            raise ValueError("--planner is of one closed loop: leave --report and --open_loop out")
         if _OPEN_LOOP.value:
             _open_loop(workdir)
             return
@@ -303,7 +310,7 @@ def main(argv: list[str]) -> None:
             evaluate_all(evaluation)
             print(f"evaluate: wrote {workdir / 'metrics.json'} in {time.monotonic() - start:.0f} s")
             return
-        result = evaluation.closed_loop(way.mode, way=way)
+        result = evaluation.closed_loop(way.mode, way=way, planned=True)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"evaluate: {error}")
     for task, row in [*result["tasks"].items(), ("all", result)]:

@@ -33,6 +33,7 @@ from wam.models.dynamics_paths import Constant
 from wam.models.history import remember
 from wam.models.joint_dit import JointDiT, create
 from wam.observations import Embodiment, Observations
+from wam.planning import Planning
 from wam.pretrained.instructions import text_encoder
 from wam.session import Memory, Sessions, apart, check_timing, together
 from wam.tokenizers.video import VideoTokenizer, from_state
@@ -58,7 +59,7 @@ class Chunk(NamedTuple):
     """how often the network was asked for noisy streams"""
 
 
-class Policy:
+class Policy(Planning):
     """A trained checkpoint, ready to sample in any mode. Made by `load_policy`."""
 
     def __init__(self, saved: Inference, *, unroll: bool = True, text_path: str | Path | None = None, ahead: int = 4):

@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines.collect.disturbance import CLEAN, Perturbation
 from data_pipelines.collect.layouts import SOURCES, check_disjoint, layout_seed
 from data_pipelines.collect.play import play_episode
 from data_pipelines.collect.recorder import Env
-from data_pipelines.collect.scripted import CLEAN, Perturbation, expert_episode, without_actions
+from data_pipelines.collect.scripted import expert_episode, without_actions
+from data_pipelines.collect.summary import store_rows
 from data_pipelines.episode import Episode
-from data_pipelines.store import ClipStore, ShardWriter, finish_store, finished_shards
+from data_pipelines.store import ShardWriter, finish_store, finished_shards
 
 MakeEnv = Callable[[str, Sequence[str]], Env]
 
@@ -54,7 +56,7 @@ class CollectConfig:
     frame_stride: int = 4
     """Control steps from one stored frame to the next."""
     perturb: bool = True
-    """Disturb the experts of the source expert (`scripted.Perturbation`)."""
+    """Disturb the experts of the source expert (`disturbance.Perturbation`)."""
     expert_max_steps: int = 200
     """An expert that has not succeeded by then has failed: its episode is kept, but not to be imitated."""
     after_success: int = 24
@@ -199,8 +201,8 @@ def _check_space(root: pathlib.Path, config: CollectConfig, image_shape: Sequenc
         )
 
 
-def _check_same(root: pathlib.Path, identity: Mapping[str, Mapping]) -> None:
-    """Raises ValueError unless `root` is new, empty, or holds a collection of the same `identity`."""
+def check_same(root: pathlib.Path, identity: Mapping[str, Mapping]) -> None:
+    """ValueError unless `root` is new, empty, or holds a collection of the same `identity`: {part: {field: value}}."""
     path = root / "collection.json"
     if not path.exists():
         if root.exists() and any(root.iterdir()):
@@ -216,7 +218,7 @@ def _check_same(root: pathlib.Path, identity: Mapping[str, Mapping]) -> None:
                 )
 
 
-def _write_json(path: pathlib.Path, data: dict) -> None:
+def write_json(path: pathlib.Path, data: dict) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(data, indent=1) + "\n")
     temporary.replace(path)
@@ -240,7 +242,7 @@ def collect(root, config: CollectConfig, make_env: MakeEnv, simulator: Mapping[s
     start = time.perf_counter()
     root = pathlib.Path(root)
     identity = {"config": config.to_json(), "simulator": json.loads(json.dumps(simulator))}
-    _check_same(root, identity)
+    check_same(root, identity)
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(config.processes, mp_context=context)
     try:
@@ -252,7 +254,7 @@ def collect(root, config: CollectConfig, make_env: MakeEnv, simulator: Mapping[s
         root.mkdir(parents=True, exist_ok=True)
         _check_space(root, config, image_shape)
         if not (root / "collection.json").exists():
-            _write_json(root / "collection.json", identity)
+            write_json(root / "collection.json", identity)
         jobs = _jobs(config, layouts)
         todo = [job for job in jobs if job.shard not in finished_shards(job.store(root))]
         seconds = _run_all(pool, root, config, make_env, jobs, todo)
@@ -262,14 +264,14 @@ def collect(root, config: CollectConfig, make_env: MakeEnv, simulator: Mapping[s
     for split, source, _ in config.sources():
         meta = identity | {"split": split, "source": source, "layout_seeds": dict(config.layout_seeds)}
         finish_store(root / split / source, meta)
-        rows += _summary(root, split, source, seconds)
+        rows += store_rows(root, split, source, seconds)
     result = identity | {
         "shards": {"made": len(todo), "found": len(jobs) - len(todo)},
         "seconds": round(time.perf_counter() - start, 1),
         "rows": rows,
         "layouts": {task: {name: rows.tolist() for name, rows in sets.items()} for task, sets in layouts.items()},
     }
-    _write_json(root / "collection.json", result)
+    write_json(root / "collection.json", result)
     return result
 
 
@@ -314,25 +316,3 @@ def _run_all(
     if failures:
         raise CollectionError(f"{len(failures)} of {len(todo)} jobs failed: " + "; ".join(sorted(failures)))
     return seconds
-
-
-def _summary(root: pathlib.Path, split: str, source: str, seconds: Mapping[tuple, float]) -> list[dict]:
-    """One row a task, from the store itself; the seconds are those of this run's processes, None if it made nothing."""
-    store = ClipStore(root / split / source)
-    index, rows = store.index, {}
-    for i, meta in enumerate(index.meta):
-        task = meta["task"]
-        if task not in rows:
-            counts = dict.fromkeys(("episodes", "successes", "steps", "imitate_steps", "images"), 0)
-            size = sum(s["bytes"] for name, s in store.manifest["shards"].items() if name.rsplit("-", 1)[0] == task)
-            rows[task] = {"split": split, "source": source, "task": task, **counts, "bytes": size}
-            rows[task]["process_seconds"] = seconds.get((split, source, task))
-        row, (first, last) = rows[task], index.anchors[i]
-        owned = None if index.is_last[i] else index.frame_step[i][last]  # steps before the next clip begins
-        row["imitate_steps"] += int(index.imitate[i][:owned].sum())
-        row["images"] += int(last - first) * len(store.manifest["cameras"])
-        if index.start[i] == 0:
-            row["episodes"] += 1
-            row["successes"] += int(meta["success_step"] >= 0)
-            row["steps"] += int(index.episode_steps[i])
-    return list(rows.values())

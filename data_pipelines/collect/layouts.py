@@ -8,8 +8,9 @@ import numpy as np
 
 # Sources of one split film different scenes; the expert keeps the split's own seed, so that "layout i of validation"
 # means the same in a store of demonstrations and in closed-loop evaluation.
-_SOURCE_OFFSET = {"expert": 0, "play": 1000, "ego": 2000}
-SOURCES = tuple(_SOURCE_OFFSET)
+_SOURCE_OFFSET = {"expert": 0, "play": 1000, "ego": 2000, "rollouts": 3000}
+SOURCES = ("expert", "play", "ego")
+"""What can be collected without a policy."""
 
 
 def layout_seed(split_seed: int, source: str) -> int:

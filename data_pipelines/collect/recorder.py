@@ -78,6 +78,17 @@ class Recorder:
             self._images.append(self._env.render())
             self._frame_step.append(self.steps)
 
+    def images(self) -> dict[str, np.ndarray]:
+        """What the cameras see now; what was filmed at this step is not rendered again."""
+        return self._images[-1] if self._frame_step[-1] == self.steps else self._env.render()
+
+    def film_end(self) -> None:
+        """Keeps a frame of the current step, whatever the stride: how an episode ends is worth seeing."""
+        images = self.images()
+        if self._frame_step[-1] < self.steps:
+            self._images.append(images)
+            self._frame_step.append(self.steps)
+
     def episode(self, kind: str, meta: Mapping[str, Any]) -> Episode:
         """The episode so far; without success, none of its steps is to be imitated."""
         imitate = np.array(self._imitate, bool)

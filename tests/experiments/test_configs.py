@@ -27,6 +27,7 @@ VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "real_mixture:tin
 PARAMETERS = {
     "debug": (4e4, 1e5),
     "demo": (1e6, 4e6),
+    "demo_value": (1e6, 4e6),
     "real_mixture": (1e6, 4e6),
     "real_mixture:tiny": (4e4, 2e5),
     "metaworld_mt10": (1.1e8, 1.8e8),

@@ -52,6 +52,8 @@ class Settings:
     """Control steps executed of each chunk before the policy is asked again."""
     workers: int = 2
     seed: int = 0
+    first: int = 0
+    """Number of the first layout, which keys the noise: a block of a longer list plays as it would in the whole."""
     record_stride: int = 4
     """Control steps between the frames of a recording."""
     frame_steps: tuple[int, ...] = ()
@@ -201,7 +203,7 @@ def run_policy(policy: Policy, make_env: MakeEnv, layouts: Mapping[str, np.ndarr
                         if instructions and task in instructions:
                             observation = {**observation, "instruction": instructions[task]}
                         observations.append(observation)
-                        ids.append([task_id(task), layout + (settings.seed << 16), chunk])
+                        ids.append([task_id(task), settings.first + layout + (settings.seed << 16), chunk])
                         if chunk == 0:
                             bar.n = sum(1 for _ in episodes) + sum(v[0] for v in asks.values())
                             bar.refresh()

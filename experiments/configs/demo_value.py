@@ -1,0 +1,23 @@
+"""The demo with a value query, trained jointly from scratch on demonstrations, play and rollouts of a first policy.
+
+    tools/demo.sh                                  # runs/demo: the data and the first policy
+    python -m experiments.rollouts --checkpoint=runs/demo --out=runs/demo/data --split=train,validation --perturb=0.5
+    python -m experiments.train    --config=experiments/configs/demo_value.py --workdir=runs/value --budget_minutes=8
+    python -m experiments.evaluate --checkpoint=runs/value --planner=best_of_n:value --n=8 --split=validation
+
+The query costs one token a chunk and takes no samples away: it learns from every forward and inverse sample whose
+outcome is known. A bigger policy would be finetuned instead (Cosmos Policy, arXiv:2601.16163, does so on its rollouts).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import demo
+
+
+def get_config() -> ConfigDict:
+    config = demo.get_config()
+    config.data.root = "runs/demo/data"
+    config.data.weights = {"expert": 0.5, "play": 0.26, "ego": 0.04, "rollouts": 0.2}
+    config.data.value = {"gamma": 0.5, "kinds": ("expert", "rollout")}
+    config.model.value_bins = 51
+    return config
