@@ -11,6 +11,7 @@ from tests.helpers import random_model, small_batch, small_config, small_tokeniz
 from wam.config import MeshConfig, ObjectiveConfig, OptimizerConfig
 from wam.diffusion import losses
 from wam.diffusion.modes import draw
+from wam.pretrained.mapping import flatten
 from wam.training import distill, sharding
 from wam.training.distill import Teacher, distilling, level_of
 from wam.training.distill_config import DistillConfig
@@ -126,74 +127,73 @@ def test_the_perfect_student_of_a_bent_path_has_no_loss(formulas, steps, predict
     assert all(error > 1e-5 for error in own.values()), "the teacher's own single step ends elsewhere"
 
 
+def test_gradients_reach_the_student_alone(formulas):
+    """Neither teacher nor moving average; and samples without actions train the video alone."""
+    batch = jax.tree.map(np.array, small_batch(MODEL, ROWS))
+    half = np.arange(ROWS) < ROWS // 2
+    batch["action_mask"][half] = False
+    latents = jnp.ones((ROWS, MODEL.views, MODEL.latent_frames, MODEL.patches, 8))
+    draws = draw(jax.random.key(1), batch, MODEL, OBJECTIVE)
+
+    def loss(trained, average, teacher):
+        of = Networks(*(Formula(lambda x, _, k=k: k * x, MODEL) for k in (trained, average, teacher)))
+        terms = distilling(DistillConfig("runs/teacher"), OBJECTIVE)(of, batch, latents, draws)
+        return sum(terms[name].error.sum() for name in DENOISED), terms
+
+    grads, terms = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(0.1, 0.2, 0.4)
+    assert abs(grads[0]) > 1 and grads[1:] == (0.0, 0.0)
+    for name in ("action", "policy"):
+        assert not terms[name].count[half].any() and not terms[name].error[half].any()
+        assert terms[name].error[~half].any()
+    assert terms["video"].count[half].any()
+    assert ((terms["video"].error > 0) == (terms["video"].count > 0)).all()
+
+
 # ---------------------------------------------------------------- the real network
 
 
-def teacher_of(config: DistillConfig, model=MODEL) -> Teacher:
-    _, params = split(random_model(model, seed=5))
-    return Teacher(config, jax.device_get(params), None, {}, {}, {"step": 7})
+CONFIG = DistillConfig("runs/teacher", teacher_steps=2, video_steps=1, action_steps=1)
 
 
-def trainer(config: DistillConfig, **options) -> Trainer:
+@pytest.fixture(scope="module")
+def made() -> Trainer:
+    """A trainer of students; `made.fixed.teacher` is their teacher."""
+    _, params = split(random_model(MODEL, seed=5))
     return Trainer(
         MODEL, OBJECTIVE, OptimizerConfig(warmup_steps=1, learning_rate=1e-2), small_tokenizer(MODEL),
-        sharding.make_mesh(MeshConfig(fsdp=2), jax.devices()[:2]), batch_size=ROWS, sources=3,
-        teacher=teacher_of(config), **options,
+        sharding.make_mesh(MeshConfig(), jax.devices()[:1]), batch_size=ROWS, sources=3,
+        teacher=Teacher(CONFIG, jax.device_get(params), None, {}, {}, {}),
     )  # fmt: skip
 
 
-def loss_of(metrics, names=DENOISED):
-    return {name: float(metrics["terms"][name]["all"][0] / metrics["terms"][name]["all"][1]) for name in names}
-
-
-def test_a_student_starts_as_its_teacher_and_the_teacher_stays():
-    """With as many steps as the teacher there is nothing to learn; with fewer there is, and the loss falls."""
-    made = trainer(DistillConfig("runs/teacher", teacher_steps=4, video_steps=1, action_steps=2))
-    before = teacher_of(DistillConfig()).params
+def test_a_student_starts_as_its_teacher_and_the_teacher_stays(made):
+    before = jax.device_get(made.fixed.teacher)
     state = made.init(steps=10, seed=0)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.params, state.ema)), (before, before))
-    batch, valid = made.place(small_batch(MODEL, ROWS)), made.place(np.ones(ROWS, bool))
-    first = loss_of(made.evaluate(state.ema, batch, valid))
-    assert all(error > 1e-5 for error in first.values())
-    for _ in range(4):
+    batch, losses_of = made.place(small_batch(MODEL, ROWS)), []
+    for _ in range(5):
         state, metrics = made.step(state, batch)
         assert metrics["finite"]
+        losses_of.append(sum(float(metrics["terms"][name]["all"][0]) for name in DENOISED))
+    assert min(losses_of[3:]) < losses_of[0], "it learns"
     assert not np.array_equal(state.params["video_in"]["kernel"], before["video_in"]["kernel"])
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(made.fixed.teacher), before)
     for tree in (state.params, state.ema, *(s.mu for s in state.opt_state if hasattr(s, "mu"))):
         assert jax.tree.structure(tree) == jax.tree.structure(before), "the teacher is no part of the state"
 
 
-def test_gradients_reach_the_student_alone():
-    config = DistillConfig("runs/teacher", teacher_steps=2, video_steps=1, action_steps=1)
-    made = trainer(config)
-    params = teacher_of(config).params
-    batch = jax.tree.map(np.array, small_batch(MODEL, ROWS))
-    batch["action_mask"][: ROWS // 2] = False  # the first half has no actions
+def test_a_student_of_as_many_steps_as_its_teacher_has_nothing_to_learn(made):
+    batch = jax.tree.map(jnp.asarray, small_batch(MODEL, ROWS))
     latents = jax.random.normal(jax.random.key(3), (ROWS, MODEL.views, MODEL.latent_frames, MODEL.patches, 8))
     draws = draw(jax.random.key(1), batch, MODEL, OBJECTIVE)
-
-    @jax.jit
-    def terms(params, ema, teacher):
-        found = distilling(config, OBJECTIVE)(networks(made.apply, params, ema, made.fixed._replace(teacher=teacher)),
-                                              batch, latents, draws)  # fmt: skip
-        return sum(found[name].error.sum() for name in DENOISED), found
-
-    (_, found), grads = jax.value_and_grad(terms, argnums=(0, 1, 2), has_aux=True)(params, params, params)
-    norms = [sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(tree)) for tree in grads]
-    assert norms[0] > 0 and norms[1:] == [0.0, 0.0]
-    for name in ("action", "policy"):
-        assert not found[name].count[: ROWS // 2].any() and not found[name].error[: ROWS // 2].any()
-        assert found[name].count[ROWS // 2 :].any()
-    assert found["video"].error[: ROWS // 2].all(), "video without actions is distilled as well"
-    # A student with as many steps as its teacher has nothing to learn.
-    same = dataclasses.replace(config, video_steps=2, action_steps=2)
-    equal = distilling(same, OBJECTIVE)(networks(made.apply, params, params, made.fixed), batch, latents, draws)
-    assert all(float(equal[name].mean()) < 1e-9 for name in DENOISED)
-    assert all(float(found[name].mean()) > 1e-5 for name in DENOISED)
+    config = dataclasses.replace(CONFIG, video_steps=2, action_steps=2)
+    of = networks(made.apply, made.fixed.teacher, made.fixed.teacher, made.fixed)
+    terms = jax.jit(lambda: distilling(config, OBJECTIVE)(of, batch, latents, draws))()
+    assert all(float(terms[name].mean()) < 1e-9 for name in DENOISED)
+    assert float(terms["inverse"].mean()) > 1e-2, "what is regressed is regressed on the data still"
 
 
-def test_bad_settings_are_named():
+def test_bad_settings_are_named(made):
     for changes, message in (
         ({"teacher_steps": 8, "action_steps": 3}, r"distill\.teacher_steps 8 is not a multiple of distill\.action_s"),
         ({"video_steps": 0}, r"distill\.video_steps is 0; it must be at least 1"),
@@ -203,9 +203,12 @@ def test_bad_settings_are_named():
             DistillConfig("runs/teacher", **changes)
     with pytest.raises(FileNotFoundError, match=r"distill\.teacher: /nowhere holds no checkpoint.*train the teacher"):
         distill.read_teacher(DistillConfig("/nowhere"))
-    teacher = teacher_of(DistillConfig("runs/teacher"), small_config(depth=3, target_views=(0, 1)))
-    shapes = {path: x.shape for path, x in distill.flatten(teacher_of(DistillConfig()).params).items()}
-    with pytest.raises(ValueError, match=r"runs/teacher is a network of another shape: blocks\.action\..* is \[3, "):
-        distill.check_teacher(teacher, shapes, FinetuneConfig())
+    teacher = Teacher(CONFIG, made.fixed.teacher, None, {}, {}, {})
+    shapes = {path: x.shape for path, x in flatten(made.fixed.teacher).items()}
+    distill.check_teacher(teacher, shapes, FinetuneConfig())
+    with pytest.raises(ValueError, match=r"runs/teacher is a network of another shape: blocks\.video\.q\..* is \[2, "):
+        distill.check_teacher(teacher, shapes | {"blocks.video.q.kernel": (3, 32, 32)}, FinetuneConfig())
+    with pytest.raises(ValueError, match=r"another shape: video_in\.kernel is .* there and missing here"):
+        distill.check_teacher(teacher, {k: v for k, v in shapes.items() if k != "video_in.kernel"}, FinetuneConfig())
     with pytest.raises(ValueError, match="both say what the parameters start from"):
         distill.check_teacher(teacher, shapes, FinetuneConfig(trunk="weights/wan"))
