@@ -11,12 +11,13 @@ import numpy as np
 
 from data_pipelines.differences import differences
 from experiments.fitted import Fitted
+from wam.config import ModelConfig, TextConfig, build, to_dict
 from wam.fingerprint import named_leaves
 from wam.training.distill import Teacher, read_teacher
 from wam.training.distill_config import DistillConfig
 
-SAME = ("tokenizer", "embodiments", "cameras", "text")
-"""Assets (see `recipe.assets`) in which student and teacher are equal, beside the shapes of their parameters."""
+SAME = ("tokenizer", "embodiments", "cameras")
+"""Assets (see `recipe.assets`) in which student and teacher are equal, beside network and text encoder."""
 HOW = ("scan_layers", "remat", "attention", "attention_chunk", "dtype")
 """Fields of `ModelConfig` that say how a network is computed, and not which one it is."""
 
@@ -49,8 +50,10 @@ def load_teacher(config: DistillConfig, assets: Mapping[str, Any], fitted: Fitte
     teacher = read_teacher(config)
 
     def of(assets: Mapping[str, Any]) -> dict[str, Any]:
-        model = {name: value for name, value in assets["model"].items() if name not in HOW}
-        return json.loads(json.dumps({"model": model, **{name: assets[name] for name in SAME}}))
+        # Through the dataclasses: a teacher that is older than a field has its default.
+        model = {name: value for name, value in to_dict(build(ModelConfig, assets["model"])).items() if name not in HOW}
+        text = to_dict(build(TextConfig, assets["text"]))
+        return json.loads(json.dumps({"model": model, "text": text, **{name: assets[name] for name in SAME}}))
 
     if changed := differences(of(teacher.assets), of(assets)):
         raise ValueError(f"distill.teacher {config.teacher} does not fit this run ({changed})")

@@ -160,7 +160,7 @@ def distilling(config: DistillConfig, objective: ObjectiveConfig) -> Terms:
         for term, name in STREAMS.items():
             if term in targets:
                 wanted = jax.lax.stop_gradient(getattr(ends, name))
-                targets[term], said[term] = targets[term]._replace(value=wanted), getattr(own, name)
+                targets[term], said[term] = losses.Target(wanted, targets[term].mask), getattr(own, name)
         return losses.compared(targets, said)
 
     return terms
