@@ -10,8 +10,6 @@
 from ml_collections import ConfigDict
 
 from experiments.configs import demo
-from wam.config import to_dict
-from wam.training.distill_config import DistillConfig
 
 VARIANTS = ("two",)
 
@@ -23,9 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = demo.get_config()
     steps = 2 if variant == "two" else 1
     config.data.root = "runs/demo/data"
-    config.distill = ConfigDict(
-        to_dict(DistillConfig(teacher="runs/demo", teacher_steps=8, video_steps=steps, action_steps=steps))
-    )
+    config.distill.update(teacher="runs/demo", teacher_steps=8, video_steps=steps, action_steps=steps)
     # Joint mode is sampled with both bits on.
     config.objective.joint_video_sees_action = 1.0
     config.optimizer.update(learning_rate=3e-4, warmup_steps=20, ema_decay=0.99)

@@ -7,7 +7,7 @@ known much better than either: intervals of the rates may overlap where that of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,22 @@ import numpy as np
 RESAMPLES = 10_000
 
 
-def paired_difference(first: Sequence[bool], second: Sequence[bool], *, seed: int = 0) -> dict[str, Any]:
-    """Success of `first` minus that of `second` on the same episodes, in order.
+def paired_difference(first: Any, second: Any, *, seed: int = 0) -> dict[str, Any]:
+    """Success of `first` minus that of `second`, bools [n] or [seeds, n], on the same n layouts in the same order.
 
-    Returns `difference` and its `ci95` (percentile bootstrap over episodes, pairs kept together), how many episodes
-    were solved by one alone (`only_first`, `only_second`), and `p`: of the exact two-sided test of McNemar (1947), the
-    probability of a split at least as uneven if it were a coin's.
+    Returns `difference` and its `ci95` (percentile bootstrap over layouts: both sides and all seeds of a layout stay
+    together), how many episodes were solved by one alone (`only_first`, `only_second`), and `p` of the exact two-sided
+    test of McNemar (1947), the probability of a split at least as uneven if it were a coin's, episodes independent.
 
     Raises:
         ValueError: the two are not equally many, or none.
     """
     a, b = np.asarray(first, bool), np.asarray(second, bool)
-    if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise ValueError(f"a paired comparison needs equally many episodes, at least one; got {len(a)} and {len(b)}")
+    if a.shape != b.shape or a.ndim not in (1, 2) or not a.size:
+        raise ValueError(f"a paired comparison needs the same episodes on both sides, got {a.shape} and {b.shape}")
     gap = a.astype(int) - b.astype(int)
-    means = np.random.default_rng(seed).choice(gap, (RESAMPLES, len(gap))).mean(1)
+    of_layout = gap.reshape(-1, gap.shape[-1]).mean(0)
+    means = np.random.default_rng(seed).choice(of_layout, (RESAMPLES, len(of_layout))).mean(1)
     wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
     tail = sum(math.comb(wins + losses, k) for k in range(min(wins, losses) + 1)) / 2 ** (wins + losses)
     return {
@@ -37,7 +38,7 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], *, seed: in
         "ci95": [round(float(x), 4) for x in np.percentile(means, (2.5, 97.5))],
         "only_first": wins,
         "only_second": losses,
-        "episodes": len(gap),
+        "episodes": gap.size,
         "p": min(1.0, 2 * tail),
     }
 
