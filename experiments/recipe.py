@@ -38,6 +38,7 @@ from wam.envs import embodiment_of, env_factory
 from wam.pretrained.instructions import text_encoder
 from wam.pretrained.provenance import read_provenance
 from wam.training.augment_config import AugmentConfig
+from wam.training.distill_config import DistillConfig
 from wam.training.finetune_config import FinetuneConfig
 
 ACTION_HZ = 80.0
@@ -57,12 +58,13 @@ class Recipe:
     train: TrainConfig
     finetune: FinetuneConfig
     augment: AugmentConfig
+    distill: DistillConfig
 
     @classmethod
     def of(cls, config: ConfigDict) -> Recipe:
         """ValueError names an unknown or missing part or field."""
         known = ("sim", "collect", "data", "tokenizer", "text", "model", "objective", "optimizer", "mesh", "train",
-                 "evaluate", "finetune", "augment")  # fmt: skip
+                 "evaluate", "finetune", "augment", "distill")  # fmt: skip
         for name in config:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -87,6 +89,7 @@ class Recipe:
             part("train", TrainConfig),
             part("finetune", FinetuneConfig),
             part("augment", AugmentConfig),
+            part("distill", DistillConfig),
         )
 
     @property
@@ -262,10 +265,12 @@ def load_data(recipe: Recipe, root: Path, workdir: Path) -> Data:
         fitted = begun
         for name, windows in train.items():
             if fitted.hashes.get(name) != windows.store.hash:
+                mend = (
+                    "distil on the teacher's data" if recipe.distill.teacher else "use a new --workdir for other data"
+                )
                 raise ValueError(
                     f"statistics and tokenizer of {workdir} were fitted on another {name!r} store "
-                    f"({str(fitted.hashes.get(name))[:8]}, not {windows.store.hash[:8]}); "
-                    "use a new --workdir for other data"
+                    f"({str(fitted.hashes.get(name))[:8]}, not {windows.store.hash[:8]}); {mend}"
                 )
     else:
         data = recipe.config.data

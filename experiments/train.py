@@ -66,6 +66,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
     from experiments.augmentation import augmentation
     from experiments.fitted import set_constants
     from experiments.run_record import settle_config, settle_weights, write_record
+    from experiments.teacher import inherit_fitted, load_teacher
     from wam.checkpoint import Checkpoints
     from wam.training import distributed, loop, metrics, sharding
     from wam.training.profiler import Profiler
@@ -90,8 +91,13 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
 
         record = distributed.from_main(claim)
         root = Path(config.data.root) if config.data.root else workdir / "data"
+        distributed.from_main(lambda: inherit_fitted(recipe.distill, workdir))
         data = distributed.main_first(lambda: recipes.load_data(recipe, root, workdir))
         data.fitted.statistics.check_fitted_on(list(data.train.values()))
+
+        assets = {**recipes.assets(recipe, data), "git": record["git"], "versions": record["versions"]}
+        teacher = load_teacher(recipe.distill, assets, data.fitted)
+        assets["teacher"] = teacher.about if teacher else None
 
         # Model and data, on the devices.
         tokenizer = None if data.spec.latent else data.fitted.tokenizer
@@ -99,7 +105,7 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
             data.model, recipe.objective, recipe.optimizer, tokenizer, sharding.make_mesh(recipe.mesh),
             batch_size=recipe.train.batch_size, sources=len(recipe.sources), accumulate=recipe.train.accumulate,
             prepare=lambda model: set_constants(model, data.fitted), finetune=recipe.finetune,
-            augment=augmentation(recipe, data),
+            augment=augmentation(recipe, data), teacher=teacher,
         )  # fmt: skip
         replica = distributed.data_replica(trainer.rows, recipe.train.batch_size)
         streams = choose_streams(replica.count, asked=config.data.get("streams", 0), recorded=record.get("streams", 0))
@@ -136,7 +142,6 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
         )
         stack.callback(checkpoints.close)
         state = trainer.init(steps=settings.steps, seed=settings.seed)
-        assets = {**recipes.assets(recipe, data), "git": record["git"], "versions": record["versions"]}
         said = f"train: {trainer.parameters:,} parameters, {settings.steps} steps of batch {settings.batch_size}"
         if checkpoints.latest() is not None:
             state, data_state, saved = checkpoints.restore(state, trainer.shardings)
@@ -148,6 +153,11 @@ def train(config: ConfigDict, workdir: Path, *, budget_minutes: float | None = N
                 raise ValueError(
                     f"the run in {workdir} began from other weights than those in {recipe.finetune.trunk}; "
                     "import the ones its checkpoints name"
+                )
+            if (saved.get("teacher") or {}).get("digest") != (assets["teacher"] or {}).get("digest"):
+                raise ValueError(
+                    f"the run in {workdir} has another teacher than {recipe.distill.teacher} is now; set "
+                    f"distill.checkpoint to the step it began with, {(saved.get('teacher') or {}).get('step')}"
                 )
             note = batches.set_state(data_state)
             said = f"train: resuming at step {int(state.step)} of {settings.steps}" + (f"; {note}" if note else "")

@@ -26,6 +26,7 @@ from wam.config import (
     to_dict,
 )
 from wam.training.augment_config import AugmentConfig
+from wam.training.distill_config import DistillConfig
 from wam.training.finetune_config import FinetuneConfig
 
 TASKS = (
@@ -120,6 +121,7 @@ def _demo() -> ConfigDict:
             "optimizer": to_dict(OptimizerConfig(learning_rate=1e-3, weight_decay=1.0)),
             "finetune": to_dict(FinetuneConfig()),
             "augment": to_dict(AugmentConfig()),
+            "distill": to_dict(DistillConfig()),
             "mesh": to_dict(MeshConfig()),
             "train": to_dict(TrainConfig(steps=2000, batch_size=32)),
             "evaluate": {

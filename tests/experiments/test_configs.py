@@ -22,12 +22,13 @@ from wam.tokenizers.patch_pca import PatchPCA
 from wam.training import finetune, memory, optimizer, state, step
 
 RECIPES = sorted(p.stem for p in pathlib.Path("experiments/configs").glob("*.py") if p.stem != "__init__")
-VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "real_mixture:tiny", "wan1b_finetune:lora",
-            "wan14b_dreamzero:i2v", "wan5b_dreamzero:released", "wan14b_dreamzero:released"]  # fmt: skip
+VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "demo_distilled:two", "real_mixture:tiny",
+            "wan1b_finetune:lora", "wan14b_dreamzero:i2v", "wan5b_dreamzero:released", "wan14b_dreamzero:released"]  # fmt: skip
 PARAMETERS = {
     "debug": (4e4, 1e5),
     "demo": (1e6, 4e6),
     "demo_value": (1e6, 4e6),
+    "demo_distilled": (1e6, 4e6),
     "real_mixture": (1e6, 4e6),
     "real_mixture:tiny": (4e4, 2e5),
     "metaworld_mt10": (1.1e8, 1.8e8),

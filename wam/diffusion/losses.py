@@ -125,20 +125,29 @@ def denominators(counts: dict[str, Array]) -> dict[str, Array]:
     return {name: jnp.maximum(1.0, count.sum()) for name, count in counts.items()}
 
 
-def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws, *,
-               with_video: bool = True) -> dict[str, Term]:  # fmt: skip
-    """The terms of `targets` for the network's outputs."""
+def predictions(model: JointDiT, batch: Batch, latents: Array, draws: Draws, noisy: Noisy) -> dict[str, Any]:
+    """What the network says to every term of `targets`; None for streams that are absent."""
     cfg = model.config
-    noisy = noisy_inputs(batch, latents, draws, cfg, with_video)
     observation = observe(batch, latents, cfg.chunks, cfg.frames_per_chunk, drop_text=draws.drop_text,
                           drop_state=draws.drop_state, drop_history=draws.drop_history)  # fmt: skip
     given, out = model(observation, noisy)
-    outputs: dict[str, Any] = {"action": out.action, "video": out.video, "policy": out.draws,
-                               "value": out.value}  # fmt: skip
-    of = targets(batch, latents, draws, cfg, with_video=with_video)
-    if "inverse" in of:
-        outputs["inverse"] = model.direct_inverse(given, future_latents(latents, cfg), noisy.frame_mask)
-    return {name: Term(target.error(outputs[name]), target.counts()) for name, target in of.items()}
+    said: dict[str, Any] = {"action": out.action, "video": out.video, "policy": out.draws, "value": out.value}
+    if cfg.inverse_width and noisy.video is not None:
+        said["inverse"] = model.direct_inverse(given, future_latents(latents, cfg), noisy.frame_mask)
+    return said
+
+
+def compared(of: dict[str, Target | ValueTarget], said: dict[str, Any]) -> dict[str, Term]:
+    """The terms of targets and what was said to them."""
+    return {name: Term(target.error(said[name]), target.counts()) for name, target in of.items()}
+
+
+def loss_terms(model: JointDiT, batch: Batch, latents: Array, draws: Draws, *,
+               with_video: bool = True) -> dict[str, Term]:  # fmt: skip
+    """The terms of `targets` for the network's outputs."""
+    noisy = noisy_inputs(batch, latents, draws, model.config, with_video)
+    of = targets(batch, latents, draws, model.config, with_video=with_video)
+    return compared(of, predictions(model, batch, latents, draws, noisy))
 
 
 def weights(objective: ObjectiveConfig) -> dict[str, float]:

@@ -326,7 +326,10 @@ def expert_demonstrations(make_env: MakeEnv, layouts: Mapping[str, np.ndarray],
 
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Success with Wilson 95 % intervals, overall and under `tasks`; of a policy, `evaluations` (calls a chunk)."""
+    """Success with Wilson 95 % intervals, overall and under `tasks`; of a policy, `evaluations` (calls a chunk).
+
+    Tasks have their `outcomes` too: 0 or 1 a layout.
+    """
 
     def rate(chosen: Sequence[Episode]) -> dict[str, Any]:
         wins = sum(e.success for e in chosen)
@@ -340,4 +343,8 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     tasks = list(dict.fromkeys(e.task for e in episodes))
     counts = [e.evaluations for e in episodes if e.evaluations is not None]
     calls = {"evaluations": round(float(np.mean(counts)), 3)} if counts else {}
-    return {**rate(episodes), **calls, "tasks": {task: rate([e for e in episodes if e.task == task]) for task in tasks}}
+    rows = {}
+    for task in tasks:
+        own = sorted((e for e in episodes if e.task == task), key=lambda e: e.layout)
+        rows[task] = {**rate(own), "outcomes": [int(e.success) for e in own]}
+    return {**rate(episodes), **calls, "tasks": rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,10 @@ import optax
 from flax import nnx
 from jax import Array
 
+from wam.batch import Batch
 from wam.config import ModelConfig
+from wam.diffusion.losses import Term
+from wam.diffusion.modes import Draws
 from wam.models.dynamics_paths import Constant
 from wam.models.joint_dit import JointDiT, create
 from wam.models.lora import Lora, adapt
@@ -33,6 +37,8 @@ class Fixed(NamedTuple):
     """Parameters that do not train, and that the state does not hold."""
     tokenizer: VideoTokenizer | None = None
     """Pixels to latents; None when batches hold latents."""
+    teacher: Any = None
+    """All parameters of the network that a student learns from; None where none is distilled."""
 
 
 class Apply(NamedTuple):
@@ -43,6 +49,19 @@ class Apply(NamedTuple):
 
     def model(self, params: Any) -> JointDiT:
         return nnx.merge(self.graph, params, self.constants)
+
+
+class Networks(NamedTuple):
+    """What a loss may run."""
+
+    trained: JointDiT
+    average: JointDiT
+    """The moving average of it: no gradient reaches it."""
+    teacher: JointDiT | None
+
+
+Terms = Callable[[Networks, Batch, Array, Draws], dict[str, Term]]
+"""(networks, batch, its latents, draws) -> loss terms: what a step minimises."""
 
 
 def split(model: JointDiT) -> tuple[Apply, Any]:

@@ -13,12 +13,12 @@ from jax import Array
 from wam.batch import Batch
 from wam.config import ObjectiveConfig, OptimizerConfig
 from wam.diffusion import losses
-from wam.diffusion.modes import MODES, draw
+from wam.diffusion.modes import MODES, Draws, draw
 from wam.tokenizers.video import VideoTokenizer
 from wam.training.augment import OFF, Augmentation
 from wam.training.finetune import combined, rate_factors
 from wam.training.optimizer import learning_rate, make_optimizer
-from wam.training.state import Apply, Fixed, TrainState, expert_norms, update_ema
+from wam.training.state import Apply, Fixed, Networks, Terms, TrainState, expert_norms, update_ema
 
 Metrics = dict[str, Any]
 
@@ -36,6 +36,21 @@ def microbatches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
+def denoising(objective: ObjectiveConfig) -> Terms:
+    """The loss terms of ordinary training: `losses.loss_terms` of the network that trains."""
+
+    def terms(networks: Networks, batch: Batch, latents: Array, draws: Draws) -> dict[str, losses.Term]:
+        return losses.loss_terms(networks.trained, batch, latents, draws, with_video=objective.with_video)
+
+    return terms
+
+
+def networks(apply: Apply, params: Any, ema: Any, fixed: Fixed) -> Networks:
+    """The networks of parameters that train (or their average), completed by what does not."""
+    trained, average = (apply.model(combined(of, fixed.frozen)) for of in (params, ema))
+    return Networks(trained, average, None if fixed.teacher is None else apply.model(fixed.teacher))
+
+
 def make_train_step(
     apply: Apply,
     objective: ObjectiveConfig,
@@ -45,14 +60,17 @@ def make_train_step(
     accumulate: int = 1,
     learning_rates: Sequence[tuple[str, float]] = (),
     augment: Augmentation = OFF,
+    terms: Terms | None = None,
 ) -> Callable[[TrainState, Batch, Fixed], tuple[TrainState, Metrics]]:
     """`train_step(state, batch, fixed) -> (state, metrics)`, to be jitted with a donated state.
 
     The gradient is that of the whole batch, also when `accumulate` microbatches make it one after the other: their
     errors are divided by the active elements of all. A step whose loss or gradient is not finite changes no parameter.
     `learning_rates` are factors by pattern of a parameter's path. `augment` changes pixels before they are encoded.
+    `terms` are the losses, by default those of `denoising`.
     """
     transform = make_optimizer(optimizer)
+    terms_of = terms or denoising(objective)
 
     def train_step(state: TrainState, batch: Batch, fixed: Fixed) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
@@ -70,8 +88,7 @@ def make_train_step(
             latents, draws = inputs(part)
 
             def loss_fn(params):
-                model = apply.model(combined(params, fixed.frozen))
-                terms = losses.loss_terms(model, part, latents, draws, with_video=objective.with_video)
+                terms = terms_of(networks(apply, params, state.ema, fixed), part, latents, draws)
                 return losses.total_loss(terms, of, objective), terms
 
             (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -117,21 +134,21 @@ def _added_up(gradient: Callable[[Batch], Any], batch: Batch, count: int) -> Any
 
 
 def make_eval_step(
-    apply: Apply, objective: ObjectiveConfig, *, seed: int, sources: int
+    apply: Apply, objective: ObjectiveConfig, *, seed: int, sources: int, terms: Terms | None = None
 ) -> Callable[[Any, Batch, Array, Fixed], Metrics]:
     """`eval_step(ema, batch, is_valid, fixed) -> metrics` with noise fixed by the sample ids, whatever the step."""
+    terms_of = terms or denoising(objective)
     from_objective = ObjectiveConfig(**{**objective.__dict__, "drop_text": 0.0, "drop_state": 0.0, "drop_history": 0.0})
 
     def eval_step(ema: Any, batch: Batch, is_valid: Array, fixed: Fixed) -> Metrics:
-        model = apply.model(combined(ema, fixed.frozen))
-        draws = draw(jax.random.key(seed), batch, model.config, from_objective)
-        latents = latents_of(batch, fixed.tokenizer)
-        terms = losses.loss_terms(model, batch, latents, draws, with_video=objective.with_video)
+        of = networks(apply, ema, ema, fixed)
+        draws = draw(jax.random.key(seed), batch, of.trained.config, from_objective)
+        terms = terms_of(of, batch, latents_of(batch, fixed.tokenizer), draws)
         valid = is_valid.astype(jnp.float32)
         terms = {name: losses.Term(t.error * valid, t.count * valid) for name, t in terms.items()}
-        of = losses.denominators({name: t.count for name, t in terms.items()})
+        counts = losses.denominators({name: t.count for name, t in terms.items()})
         return {
-            "loss": losses.total_loss(terms, of, objective),
+            "loss": losses.total_loss(terms, counts, objective),
             "terms": losses.breakdown(terms, batch, draws, objective.sigma_bins, sources),
         }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -17,11 +18,12 @@ from wam.pretrained.mapping import flatten
 from wam.tokenizers.video import VideoTokenizer
 from wam.training import sharding
 from wam.training.augment import OFF, Augmentation
+from wam.training.distill import Teacher, check_teacher, distilling
 from wam.training.finetune import check_imported, divide, frozen_paths, started
 from wam.training.finetune_config import FinetuneConfig
 from wam.training.optimizer import make_optimizer
 from wam.training.state import Apply, Fixed, TrainState, build, count, init_state, logical_axes, split
-from wam.training.step import Metrics, make_eval_step, make_train_step
+from wam.training.step import Metrics, denoising, make_eval_step, make_train_step
 
 
 class Trainer:
@@ -37,17 +39,20 @@ class Trainer:
       accumulate: microbatches of a step.
       finetune: what the parameters start from, and which of them train.
       augment: of the training images.
+      teacher: where parameters start from, and what they learn from in place of the data's velocities.
       prepare: writes what was fitted on data into a fresh model's constants.
 
     Raises:
-      ValueError: the mesh does not divide the batch, the heads, the MLPs or the patches.
+      ValueError: the mesh does not divide the batch, the heads, the MLPs or the patches; the teacher is a network of
+        another shape.
     """
 
     def __init__(self, model: ModelConfig, objective: ObjectiveConfig, optimizer: OptimizerConfig,
                  tokenizer: VideoTokenizer | None, mesh: Mesh, *, batch_size: int, sources: int, accumulate: int = 1,
                  prepare: Callable[[JointDiT], None] | None = None,
                  finetune: FinetuneConfig | None = None,
-                 augment: Augmentation = OFF):  # fmt: skip
+                 augment: Augmentation = OFF,
+                 teacher: Teacher | None = None):  # fmt: skip
         sharding.check_mesh(mesh.shape, model, batch_size, accumulate)
         self.mesh, self.model, self.batch_size, self._prepare = mesh, model, batch_size, prepare
         self.finetune = finetune = finetune or FinetuneConfig()
@@ -63,13 +68,20 @@ class Trainer:
         everywhere = NamedSharding(mesh, PartitionSpec())
         self.fixed = Fixed({}, jax.device_put(tokenizer, everywhere))
         fixed: Any = Fixed(self._frozen_shardings, everywhere)  # type: ignore[arg-type]  # shardings of what is fixed
+        self.terms = denoising(objective)
+        if teacher is not None:
+            check_teacher(teacher, self._shapes, finetune)
+            self.terms = distilling(teacher.config, objective)
+            self.fixed = self.fixed._replace(teacher=jax.device_put(teacher.params, self._placed))
+            fixed = fixed._replace(teacher=self._placed)
         step = make_train_step(self.apply, objective, optimizer, sources=sources, accumulate=accumulate,
-                               learning_rates=finetune.learning_rates, augment=augment)  # fmt: skip
+                               learning_rates=finetune.learning_rates, augment=augment,
+                               terms=self.terms)  # fmt: skip
         self._step = jax.jit(
             step, donate_argnums=0, in_shardings=(self.shardings, self.rows, fixed),
             out_shardings=(self.shardings, everywhere),
         )  # fmt: skip
-        evaluate = make_eval_step(self.apply, objective, seed=0, sources=sources)
+        evaluate = make_eval_step(self.apply, objective, seed=0, sources=sources, terms=self.terms)
         self._evaluate = jax.jit(evaluate, in_shardings=(params, self.rows, self.rows, fixed), out_shardings=everywhere)
 
     def _fresh(self, seed: int) -> tuple[Apply, Any]:
@@ -101,6 +113,8 @@ class Trainer:
         if self.finetune.trunk:
             given = load_trunk(self.finetune.trunk, self._shapes, flatten(self._placed))
             check_imported(self._frozen_paths, given)
+        elif self.fixed.teacher is not None:
+            given = jax.tree.map(jnp.copy, flatten(self.fixed.teacher))  # of which the state takes possession
         with jax.set_mesh(self.mesh):
             start = jax.jit(lambda given: self._initial(given, steps=steps, seed=seed), donate_argnums=0,
                             out_shardings=(self.shardings, self._frozen_shardings))  # fmt: skip
