@@ -96,8 +96,9 @@ class Layer(nn.ModuleDict):
             state = self["action"].finish(state, state_keys.v, mod["action"], texts.get("action"), biases["text"])
         return history, state, Seen(history_keys, state_keys, texts)
 
-    def denoise(self, video: Tensor | None, action: Tensor, seen: Seen, fixed: Fixed) -> tuple[Tensor | None, Tensor]:
-        """Noisy video, where there is any, and the action chunk with its further draws, if any."""
+    def denoise(self, video: Tensor | None, action: Tensor, seen: Seen, fixed: Fixed,
+                imagine: bool = True) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+        """Noisy video, where there is any, and the action chunk, which may see it, with its further draws, if any."""
         biases, places = fixed.biases, fixed.places
         xs = {n: x for n, x in zip(EXPERTS, (video, action), strict=True) if x is not None}
         mod = {n: self[n].modulation(fixed.noisy[n], x.dtype) for n, x in xs.items()}
@@ -107,7 +108,8 @@ class Layer(nn.ModuleDict):
         Ka, context = self.action_tokens, [seen.history, seen.state]
         chunk, more = keys["action"].take(slice(0, Ka)), keys["action"].take(slice(Ka, None))
         imagined = [keys["video"]] if "video" in keys else []
-        attended = {"action": attend(q["action"][:, :, :Ka], [*context, chunk, *imagined], biases["action"])}
+        visible = [*context, chunk, *(imagined if imagine else [])]
+        attended = {"action": attend(q["action"][:, :, :Ka], visible, biases["action"])}
         if action.shape[1] > 1:
             draws = attend(q["action"][:, :, Ka:], [*context, more], biases["draw"])
             attended["action"] = torch.cat([attended["action"], draws], 2)
