@@ -8,10 +8,10 @@ On a GPU it needs jax, flax, optax, orbax, einops, numpy and torch alone. Writes
 README.md.
 
 Both sides start from the same weights, observation and noise, in processes of their own with the same environment (that
-of tools/env.sh), and must give the same actions and latents-turned-pixels before anything is timed: in float32 to 1e-4
-(actions) and one grey level (pixels). Then blocks of calls alternate: ours, theirs, theirs, ours; every call is timed by
-itself. An answer is everything from the copied observation to the copied chunk: tokenising, the context once, every
-Euler step, and the pixels of what was imagined.
+of tools/env.sh), and must give the same actions and pixels before anything is timed: in float32 to 1e-4 (actions) and
+one grey level (pixels). Then blocks of calls alternate: ours, theirs, theirs, ours; every call is timed by itself. An
+answer is everything from the observation on the host to the chunk on the host: copies, tokenising, the context once,
+every Euler step, and the pixels of what was imagined.
 """
 
 from __future__ import annotations
@@ -201,14 +201,20 @@ class Bench:
         mine = measured[OURS, program.name]
         rows = []
         for side, note in said.items():
-            peer = {"peer": side.peer}
-            theirs_blocks = measured[side, program.name]
-            for percent in PERCENTILES:
-                rows.append(harness.row(f"{what}: p{percent}", "ms", percentiles(mine, percent), **peer,
-                                        theirs=percentiles(theirs_blocks, percent), note=note))  # fmt: skip
+            theirs = measured[side, program.name]
+            rows += [harness.row(f"{what}: p{p}", "ms", percentiles(mine, p), peer=side.peer,
+                                 theirs=percentiles(theirs, p), note=note) for p in PERCENTILES]  # fmt: skip
             if program == cases.MAIN:
-                rows.append(harness.row(f"{what}: first answer", "s", [first[OURS]], **peer, theirs=[first[side]],
-                                        note="traces, compiles and runs once, nothing cached"))  # fmt: skip
+                rows.append(
+                    harness.row(
+                        f"{what}: first answer",
+                        "s",
+                        [first[OURS]],
+                        peer=side.peer,
+                        theirs=[first[side]],
+                        note="traces, compiles and runs once, nothing cached",
+                    )
+                )
         if not said:
             why = "; ".join(f"{side.peer}: {why}" for side, why in missing.items())
             rows += [

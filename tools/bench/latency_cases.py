@@ -26,6 +26,12 @@ class Program:
     def name(self) -> str:
         return f"{self.mode}, {self.steps} step{'s' * (self.steps > 1)}" + (f", {self.form}" * (self.form != FORI))
 
+    @classmethod
+    def named(cls, name: str) -> Program:
+        """The inverse of `name`."""
+        mode, steps, *form = name.split(", ")
+        return cls(mode, int(steps.split()[0]), *form)
+
     @property
     def with_video(self) -> bool:
         return self.mode != "policy"
@@ -36,7 +42,7 @@ class Program:
         return self.mode == "joint", self.mode in ("joint", "forward")
 
 
-PROGRAMS = tuple(Program("policy", n) for n in (10, 4, 2, 1)) + (Program("joint", 10), Program("forward", 10))
+PROGRAMS = (*(Program("policy", n) for n in (10, 4, 2, 1)), Program("joint", 10), Program("forward", 10))
 QUICK = (Program("policy", 10), Program("policy", 2), Program("joint", 10), Program("forward", 10))
 MAIN = PROGRAMS[0]
 FORMS = tuple(dataclasses.replace(MAIN, form=form) for form in (UNROLLED, SCANNED, RECOMPUTED))
@@ -114,9 +120,9 @@ def fields(**values: Any) -> tuple[tuple[str, Any], ...]:
 
 DEMO = Case(
     "tiny",
-    fields(grid=(4, 4), latent_channels=128, latent_frames=2, frames_per_latent=2, latent_rate=5.0, views=2, target_views=(0, 1),
-           cameras=3, action_horizon=16, steps_per_token=4, action_dim=4, state_dim=4, embodiments=2, text_dim=64,
-           text_attention=False, inverse_width=512, inverse_channels=16),
+    fields(grid=(4, 4), latent_channels=128, latent_frames=2, frames_per_latent=2, latent_rate=5.0, views=2,
+           target_views=(0, 1), cameras=3, action_horizon=16, steps_per_token=4, action_dim=4, state_dim=4,
+           embodiments=2, text_dim=64, text_attention=False, inverse_width=512, inverse_channels=16),
     text_tokens=6, executed=8, label="demo", quick=True, through_policy=True,
     goals=(("policy, 2 steps", 20.0, "cpu"),),
 )  # fmt: skip
@@ -126,7 +132,7 @@ DEMO = Case(
 THOUSAND = fields(grid=(32, 32), latent_channels=64, latent_frames=2, frames_per_latent=4, views=1, cameras=1,
                   action_horizon=32, steps_per_token=1, action_dim=7, state_dim=8, text_dim=64,
                   video_prediction="velocity", lead_width=16, lead_fourier=16)  # fmt: skip
-"""One image of 512 x 512 pixels; a chunk of 32 actions and, where it is imagined, one latent frame of as many tokens."""
+"""One image of 512 x 512 pixels; a chunk of 32 actions, and where it is imagined one latent frame of 1,024 tokens."""
 
 SMALL = Case("small", THOUSAND, text_tokens=16, executed=16)
 CPU = (DEMO, SMALL)

@@ -36,10 +36,6 @@ Streams = dict[str, Array]
 """`video` and `action`, noisy or given, as far as they are present."""
 
 
-def programs() -> dict[str, Program]:
-    return {program.name: program for program in (*cases.PROGRAMS, *cases.FORMS)}
-
-
 def cast(model: JointDiT) -> None:
     """Weights that every call would round to the compute dtype, rounded once: half the bytes of every step."""
     for _, module in nnx.iter_graph(model):
@@ -137,8 +133,8 @@ class OurLatency:
 
     def call(self, name: str) -> Callable[[], Any]:
         if name.startswith("Policy.infer"):
-            return self.policy(programs()[name.removeprefix("Policy.infer, ")])
-        return self.stages()[name]() if name in cases.STAGES else self.program(programs()[name])
+            return self.policy(Program.named(name.removeprefix("Policy.infer, ")))
+        return self.stages()[name]() if name in cases.STAGES else self.program(Program.named(name))
 
     def program(self, program: Program) -> Callable[[], Result]:
         run = jax.jit(lambda *arrays: self.network.answer(program, *arrays))
@@ -201,7 +197,8 @@ class OurLatency:
         entry = {"spec": robot.to_json(), "state": bounds, "action": bounds, "views": views, "action_hz": 80.0,
                  "frame_seconds": [0.1 * i for i in range(config.video_frames)]}  # fmt: skip
         about, arrays = self.tokens.to_state()
-        assets = {"model": to_dict(config), "tokenizer": about, "cameras": [f"camera {i}" for i in range(config.cameras)],
+        assets = {"model": to_dict(config), "tokenizer": about,
+                  "cameras": [f"camera {i}" for i in range(config.cameras)],
                   "text": to_dict(TextConfig(tokens=self.spec["text_tokens"], dim=config.text_dim)),
                   "embodiments": [{"spec": EmbodimentSpec("none", (), (), (), 1.0).to_json()}, entry]}  # fmt: skip
         policy = Policy(Inference(0, self.params, self.network.apply.constants, arrays, assets))
@@ -231,7 +228,7 @@ def by_shape(spec: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
               noise(config, 0))  # fmt: skip
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
-        program = programs()[request["call"]]
+        program = Program.named(request["call"])
         # The constants are few and of any value here.
         fixed = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), constants)
         network = Network(config, Apply(graph, fixed))

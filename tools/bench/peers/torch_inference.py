@@ -123,7 +123,8 @@ class Answers(JointDiT):
         return x, a[:, None], conditions, {n: self.sigma[n].modulation(c) for n, c in conditions.items()}
 
     def advance(self, program: Program, batch: Tensors, video: Tensor | None, action: Tensor, x: Tensor | None,
-                a: Tensor, conditions: Tensors, sigma: Tensor, then: Tensor) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+                a: Tensor, conditions: Tensors, sigma: Tensor, then: Tensor
+                ) -> tuple[Tensor | None, Tensor]:  # fmt: skip
         """Tokens after the layers to outputs, and the Euler step."""
         if program.mode != "forward":
             decoded = self.action_out(self.action_norm(a, conditions["action"]), batch["embodiment"])

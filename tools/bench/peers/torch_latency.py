@@ -52,13 +52,13 @@ class TorchLatency:
             self.model.compile_parts(COMPILED)
             for name in ("encode", "decode"):
                 setattr(self.tokens, name, torch.compile(getattr(self.tokens, name), dynamic=False))
+        read = arrays["batch"] | {f"noise/{name}": array for name, array in arrays["noise"].items()}
         self.host = {name: torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array)
-                     for name, array in {**arrays["batch"], **{f"noise/{n}": a for n, a in arrays["noise"].items()}}.items()
-                     }  # fmt: skip
+                     for name, array in read.items()}  # fmt: skip
         self.note = ""
 
     def call(self, name: str) -> Callable[[], Any]:
-        run = self.stages()[name]() if name in cases.STAGES else self.program(_programs()[name])
+        run = self.stages()[name]() if name in cases.STAGES else self.program(Program.named(name))
 
         def quietly() -> Any:
             with torch.inference_mode(), self._attention():
@@ -161,9 +161,9 @@ class TorchLatency:
             with torch.inference_mode(), self._attention():
                 context = self.model.context(ready())
             video = batch["noise/video"][:, 0] if program.with_video else None
+            action = batch["noise/action"][:, 0]
             now, then = torch.ones(1, device=self.device), torch.full((1,), 0.5, device=self.device)
-            return lambda: self._wait(self.model.denoise(program, context, batch, video, batch["noise/action"][:, 0], now,
-                                                         then))  # fmt: skip
+            return lambda: self._wait(self.model.denoise(program, context, batch, video, action, now, then))
 
         def context() -> Callable[[], Any]:
             seen = ready()
@@ -182,10 +182,6 @@ class TorchLatency:
             "detokenise": lambda: lambda: self._wait(self._pixels(batch["noise/video"][:, 0], batch)),
             "device to host": lambda: lambda: batch["noise/action"].cpu().numpy(),
         }
-
-
-def _programs() -> dict[str, Program]:
-    return {program.name: program for program in cases.PROGRAMS}
 
 
 if __name__ == "__main__":
