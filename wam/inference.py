@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,9 +24,11 @@ from wam.diffusion.sampler import Guidance, Held, Predict, Program, Sample, Samp
 from wam.models.dynamics_paths import accumulate
 from wam.models.history import Ring
 from wam.models.joint_dit import JointDiT
+from wam.models.layers import round_weights
 from wam.models.streams import Context, Noisy, Observation, observe
+from wam.models.trunk import unstack
 from wam.tokenizers.video import VideoTokenizer
-from wam.training.state import Apply
+from wam.training.state import Apply, split
 from wam.training.step import latents_of
 
 Tree = TypeVar("Tree")
@@ -35,10 +38,11 @@ SESSION = ("clean_seconds", "opens")
 
 
 class Engine:
-    """The current parameters of a checkpoint and what was compiled for them."""
+    """The current parameters of a checkpoint, as they are served, and what was compiled for them."""
 
     def __init__(self, apply: Apply, params: Any, tokenizer: VideoTokenizer, config: ModelConfig):
-        self.apply, self.params, self.tokenizer, self.config = apply, params, tokenizer, config
+        self.tokenizer, self.config = tokenizer, config
+        self.apply, self.params = split(served(apply.model(params)))
         self._compiled: dict[Any, Any] = {}
 
     def jit(self, name: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,6 +52,14 @@ class Engine:
             self._compiled[name] = jax.jit(lambda params, *rest: function(apply.model(params), *rest))
         compiled = self._compiled[name]
         return lambda *arrays: compiled(self.params, self.tokenizer, *arrays)
+
+
+def served(model: JointDiT) -> JointDiT:
+    """The same network for sampling: layers one by one unless they are scanned, weights in their compute dtype."""
+    if not model.config.scan_layers:
+        model.blocks = unstack(model.blocks, model.config.depth)
+    round_weights(model)
+    return model
 
 
 def observed(model: JointDiT, tokenizer: VideoTokenizer, batch: Batch, ring: Ring | None = None, *,
@@ -144,6 +156,11 @@ class Way:
 
 def line_up(programs: Sequence[Program]) -> tuple[Way, Rows]:
     """One program a row; ValueError if they differ in what one call has in common."""
+    return _line_up(tuple(programs))
+
+
+@functools.lru_cache(maxsize=256)
+def _line_up(programs: tuple[Program, ...]) -> tuple[Way, Rows]:
     way = Way(
         video=any(p.video != "absent" for p in programs),
         action=any(p.action != "absent" for p in programs),
@@ -152,8 +169,9 @@ def line_up(programs: Sequence[Program]) -> tuple[Way, Rows]:
         reuse=programs[0].reuse,
         video_guidance=programs[0].video_guidance,
     )
-    given = [jnp.asarray([getattr(p, stream) == "given" for p in programs]) for stream in ("video", "action")]
-    return way, Rows(schedule(programs), *given)
+    with jax.ensure_compile_time_eval():  # who traces gets no tracers, which would stay in the cache
+        given = [jnp.asarray([getattr(p, stream) == "given" for p in programs]) for stream in ("video", "action")]
+        return way, Rows(schedule(programs), *given)
 
 
 def begin(keys: Array, config: ModelConfig, way: Way, rows: Rows, batch: Batch, future: Array | None,

@@ -312,6 +312,20 @@ def test_the_chosen_attention_backend_runs():
         attend(q, keys, backend="flash")
 
 
+def test_cudnn_gets_a_bias_of_every_query_and_key(monkeypatch):
+    """It refuses one that would broadcast over the queries."""
+    calls = []
+
+    def kernel(q, k, v, bias, implementation):
+        calls.append((implementation, bias.shape, bias.dtype))
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    k = jnp.ones((1, 1, 7, 2, 8), jnp.bfloat16)
+    attend(jnp.ones((1, 2, 5, 2, 8), jnp.bfloat16), [Keys(k, k, jnp.ones((1, 1, 7), bool))], backend="cudnn")
+    assert calls == [("cudnn", (1, 1, 10, 7), jnp.bfloat16)]
+
+
 def test_rope_depends_on_relative_positions_alone():
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.standard_normal((1, 1, 2, 16)), jnp.float32) for _ in range(2))

@@ -30,7 +30,15 @@ from experiments.provenance import git_revision
 RESULTS = Path(__file__).resolve().parent / "results"
 FIELDS = ("name", "command", "chip", "cores", "versions", "git", "date", "rows")
 LESS_IS_BETTER = ("s", "ms", "MiB", "steps", "CPU ms", "% of the time")
-MORE_IS_BETTER = ("frames/s", "windows/s", "TFLOP/s", "% of the matmul ceiling", "% of the datasheet")
+MORE_IS_BETTER = (
+    "frames/s",
+    "windows/s",
+    "chunks/s",
+    "actions/s",
+    "TFLOP/s",
+    "% of the matmul ceiling",
+    "% of the datasheet",
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "diffusers", "transformers")
 
 

@@ -82,7 +82,8 @@ def _attend(
     elif backend == "chunked":
         out = _attend_chunked(q_BLNH, k_BTNH, v_BTNH, bias, chunk)
     elif backend == "cudnn":
-        bias = None if bias is None else bias.astype(q_BLNH.dtype)
+        if bias is not None:  # cuDNN wants a row for every query
+            bias = jnp.broadcast_to(bias.astype(q_BLNH.dtype), (*bias.shape[:2], G * n, bias.shape[3]))
         out = jax.nn.dot_product_attention(q_BLNH, k_BTNH, v_BTNH, bias=bias, implementation="cudnn")
     else:
         raise ValueError(f"unknown attention backend {backend!r}; choose from xla, chunked, cudnn")

@@ -35,7 +35,7 @@ def experts(config: ModelConfig) -> dict[str, str]:
 
 
 def through_layers(
-    blocks: nnx.Dict,
+    blocks: nnx.Dict | nnx.List,
     config: ModelConfig,
     expert_of: dict[str, str],
     given: Given,
@@ -51,7 +51,7 @@ def through_layers(
     """Tokens of `streams` after all layers; with `keep` also their keys and values, and the text's, in every layer.
 
     Args:
-      blocks: expert -> its stacked blocks.
+      blocks: expert -> its stacked blocks, or such a dictionary for every layer (`unstack`).
       config: shape of the network.
       expert_of: stream -> expert.
       given: masks of the observed streams and of the text.
@@ -133,8 +133,21 @@ def through_layers(
     return {name: lane.stream(x, name) for lane, x in zip(lanes, xs, strict=True) for name in lane.names}, keys
 
 
-def run_layers(layer: Any, blocks: nnx.Dict, config: ModelConfig, carry: Any, extra: Any) -> tuple[Any, Any]:
+def unstack(blocks: nnx.Dict, depth: int) -> nnx.List:
+    """The layers one by one, for serving: from stacked ones every denoising step would copy its weights anew."""
+    graph, stacked = nnx.split(blocks)
+    return nnx.List(nnx.merge(graph, jax.tree.map(operator.itemgetter(i), stacked)) for i in range(depth))
+
+
+def run_layers(layer: Any, blocks: nnx.Dict | nnx.List, config: ModelConfig, carry: Any, extra: Any
+               ) -> tuple[Any, Any]:  # fmt: skip
     """Runs `layer(blocks, carry, extra of the layer) -> (carry, out)` over the layers, scanned or unrolled."""
+    if isinstance(blocks, nnx.List):
+        outs = []
+        for i, block in enumerate(blocks):
+            carry, out = layer(block, carry, jax.tree.map(operator.itemgetter(i), extra))
+            outs.append(out)
+        return carry, jax.tree.map(lambda *layers: jnp.stack(layers), *outs)
     graph, stacked = nnx.split(blocks)
 
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:

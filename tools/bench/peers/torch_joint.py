@@ -1,4 +1,4 @@
-"""`JointDiT` (dual experts, one chunk) and its losses in PyTorch, by hand: the same network, not a port of the code.
+"""`JointDiT` (one chunk) and its losses in PyTorch, by hand: the same network, not a port of the code.
 
 Written as a PyTorch user would for speed: layers in a ModuleList, `scaled_dot_product_attention`, noise-level groups
 modulated by broadcasting, and nothing computed whose result is not read (the state's queries, the last layer of the
@@ -7,6 +7,7 @@ context after its keys).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from tools.bench.peers.torch_layers import (
     EmbodimentBank,
     ExpertBlock,
+    Keys,
     Linear,
     OutputHead,
     Rotary,
@@ -45,13 +47,22 @@ class Fixed(NamedTuple):
     """What every layer reads and none changes; per expert or per stream."""
 
     text: Tensors
+    """Empty without text attention."""
     clean: Tensors
     """Modulation [B, 1, 6, D] of the context."""
     noisy: Tensors
-    """Modulation [B, G, 6, D] of the noisy streams."""
+    """Modulation [B, G, 6, D] of the noisy streams that are present."""
     places: dict[str, Rotary]
     biases: Tensors
     """Additive attention biases, see `JointDiT._biases`."""
+
+
+class Seen(NamedTuple):
+    """Keys and values of the context in one layer, and of the text by expert."""
+
+    history: Keys
+    state: Keys
+    text: dict[str, Keys]
 
 
 class Layer(nn.ModuleDict):
@@ -60,57 +71,89 @@ class Layer(nn.ModuleDict):
     def __init__(self, config: ModelConfig, *, last: bool):
         widths = {"video": (config.video_width, config.video_mlp), "action": (config.action_width, config.action_mlp)}
         dtype = getattr(torch, config.dtype)
-        super().__init__({n: ExpertBlock(*widths[n], config.heads, config.head_dim, dtype) for n in EXPERTS})
+        super().__init__(
+            per_expert(config, lambda n: ExpertBlock(*widths[n], config.heads, config.head_dim, dtype,
+                                                     text=config.text_attention))
+        )  # fmt: skip
         self.action_tokens, self.last = config.action_tokens, last
 
     def forward(self, tokens: Tokens, fixed: Fixed) -> Tokens:
-        history, state, *noisy = tokens
+        history, state, seen = self.observe(tokens.history, tokens.state, fixed)
+        return Tokens(history, state, *self.denoise(tokens.video, tokens.action, seen, fixed))
+
+    def observe(self, history: Tensor, state: Tensor, fixed: Fixed) -> tuple[Tensor, Tensor, Seen]:
+        """The context after this layer (not after the last: nothing reads it), and what of it others see."""
         biases, places, dtype = fixed.biases, fixed.places, history.dtype
-        texts = {n: self[n].text_keys(fixed.text[n]) for n in EXPERTS}
+        texts = {n: self[n].text_keys(text) for n, text in fixed.text.items()}
         mod = {n: self[n].modulation(fixed.clean[n], dtype) for n in EXPERTS}
         h = modulated_norm(history, *mod["video"][:2])
         history_keys = self["video"].keys_of(h, places["history"])
         state_keys = self["action"].keys_of(modulated_norm(state, *mod["action"][:2]), places["state"])
         if not self.last:
             attended = attend(self["video"].queries(h, places["history"]), [history_keys], biases["history"])
-            history = self["video"].finish(history, attended, mod["video"], texts["video"], biases["text"])
+            history = self["video"].finish(history, attended, mod["video"], texts.get("video"), biases["text"])
             # A state token sees itself alone: the softmax over one key is the value.
-            state = self["action"].finish(state, state_keys.v, mod["action"], texts["action"], biases["text"])
+            state = self["action"].finish(state, state_keys.v, mod["action"], texts.get("action"), biases["text"])
+        return history, state, Seen(history_keys, state_keys, texts)
 
-        xs = dict(zip(EXPERTS, noisy, strict=True))
-        mod = {n: self[n].modulation(fixed.noisy[n], dtype) for n in EXPERTS}
-        hs = {n: modulated_norm(xs[n], *mod[n][:2]) for n in EXPERTS}
-        q = {n: self[n].queries(hs[n], places[n]) for n in EXPERTS}
-        keys = {n: self[n].keys_of(hs[n], places[n]) for n in EXPERTS}
-        Ka, context, video = self.action_tokens, [history_keys, state_keys], keys["video"]
+    def denoise(self, video: Tensor | None, action: Tensor, seen: Seen, fixed: Fixed,
+                imagine: bool = True) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+        """Noisy video, where there is any, and the action chunk, which may see it, with its further draws, if any."""
+        biases, places = fixed.biases, fixed.places
+        xs = {n: x for n, x in zip(EXPERTS, (video, action), strict=True) if x is not None}
+        mod = {n: self[n].modulation(fixed.noisy[n], x.dtype) for n, x in xs.items()}
+        hs = {n: modulated_norm(x, *mod[n][:2]) for n, x in xs.items()}
+        q = {n: self[n].queries(h, places[n]) for n, h in hs.items()}
+        keys = {n: self[n].keys_of(h, places[n]) for n, h in hs.items()}
+        Ka, context = self.action_tokens, [seen.history, seen.state]
         chunk, more = keys["action"].take(slice(0, Ka)), keys["action"].take(slice(Ka, None))
-        seen_action = attend(q["action"][:, :, :Ka], [*context, chunk, video], biases["action"])
-        seen_draws = attend(q["action"][:, :, Ka:], [*context, more], biases["draw"])
-        seen = {
-            "video": attend(q["video"], [*context, video, chunk], biases["video"]),
-            "action": torch.cat([seen_action, seen_draws], 2),
-        }
-        return Tokens(history, state, *(self[n].finish(xs[n], seen[n], mod[n], texts[n], biases["text"])
-                                        for n in EXPERTS))  # fmt: skip
+        imagined = [keys["video"]] if "video" in keys else []
+        visible = [*context, chunk, *(imagined if imagine else [])]
+        attended = {"action": attend(q["action"][:, :, :Ka], visible, biases["action"])}
+        if action.shape[1] > 1:
+            draws = attend(q["action"][:, :, Ka:], [*context, more], biases["draw"])
+            attended["action"] = torch.cat([attended["action"], draws], 2)
+        if imagined:
+            attended["video"] = attend(q["video"], [*context, *imagined, chunk], biases["video"])
+        out = {n: self[n].finish(x, attended[n], mod[n], seen.text.get(n), biases["text"]) for n, x in xs.items()}
+        return out.get("video"), out["action"]
+
+
+def per_expert(config: ModelConfig, make: Callable[[str], nn.Module]) -> nn.ModuleDict:
+    """A module for either expert; one and the same where they share their weights."""
+    video = make("video")
+    return nn.ModuleDict({"video": video, "action": video if config.topology == "shared" else make("action")})
+
+
+class Given(NamedTuple):
+    """The context on its way into the layers, and what the noisy streams read of it beside its keys."""
+
+    history: Tensor
+    state: Tensor
+    text: Tensors
+    text_mask: Tensor
+    instruction: Tensors
+    """[B, 1, D], joins the condition of every noise level."""
+    modulation: Tensors
+    """[B, 1, 6, D], of sigma 0."""
 
 
 class JointDiT(nn.Module):
     def __init__(self, config: ModelConfig, objective: ObjectiveConfig):
         super().__init__()
-        if config.topology != "dual" or config.chunks != 1 or not (config.text_attention and config.lead_width
-                                                                   and config.inverse_width):  # fmt: skip
-            raise ValueError("the PyTorch peer is written for two experts, one chunk, text attention and both paths")
+        if config.chunks != 1 or not (config.lead_width and config.inverse_width):
+            raise ValueError("the PyTorch peer is written for one chunk and both paths")
         self.config, self.objective = config, objective
         dtype = getattr(torch, config.dtype)
         widths = {"video": config.video_width, "action": config.action_width}
 
-        def per_expert(make) -> nn.ModuleDict:
-            return nn.ModuleDict({name: make(width) for name, width in widths.items()})
-
         self.layers = nn.ModuleList(Layer(config, last=i == config.depth - 1) for i in range(config.depth))
-        self.sigma = per_expert(lambda width: SigmaEmbedder(config.time_width, width))
-        self.text_in = per_expert(lambda width: Linear(config.text_dim, width, dtype))
-        self.text_condition = per_expert(lambda width: Linear(config.text_dim, width))
+        self.sigma = per_expert(config, lambda n: SigmaEmbedder(config.time_width, widths[n]))
+        read = config.text_attention
+        self.text_in = (
+            per_expert(config, lambda n: Linear(config.text_dim, widths[n], dtype)) if read else nn.ModuleDict()
+        )
+        self.text_condition = per_expert(config, lambda n: Linear(config.text_dim, widths[n]))
         C, Dv, Da = config.latent_channels, config.video_width, config.action_width
         k, A, E = config.steps_per_token, config.action_dim, config.embodiments
         self.history_in, self.video_in = Linear(C, Dv, dtype), Linear(2 * C, Dv, dtype)
@@ -184,12 +227,7 @@ class JointDiT(nn.Module):
 
     def embed(self, batch: Tensors, draws: Tensors) -> tuple[Tokens, Fixed, Tensors]:
         """Tokens of every stream, what the layers read beside them, and the noisy streams' conditions [B, G, D]."""
-        cfg = self.config
-        targets = list(cfg.target_views)
-        latents, embodiment = batch["latents"], batch["embodiment"]
-        V = latents.shape[1]
         R = draws["policy_sigma"].shape[-1]
-        state = batch["state"][:, 0] * batch["state_mask"][:, 0]
         action, action_mask = batch["action"][:, 0], batch["action_mask"][:, 0]
         future, current, frame_mask, known_state = self._observed(batch, draws)
 
@@ -201,53 +239,68 @@ class JointDiT(nn.Module):
         noisy_action = torch.lerp(action, noise_action, sigma_action[:, :, None])
         repeated = torch.lerp(action[:, None].expand_as(policy_noise), policy_noise, policy_sigma[:, :, None, None])
 
-        # Context: the observed frame, the state, the instruction.
+        # Noisy streams: video frames; the action chunk and its further draws.
+        given = self.embed_context(batch, draws)
+        gate = draws["video_sees_action"] * (1 - sigma_action[:, 0]) * action_mask.any((1, 2))
+        code = self.forward_path.code(noisy_action, action_mask, batch, known_state, gate)
+        x, video_condition = self.embed_video(batch, given, video, current, sigma_video, code)
+        estimate = self.inverse_path.frozen_estimate(video, current, frame_mask, known_state) * action_mask
+        seen = draws["action_sees_video"] * (1 - sigma_video.amax(-1))
+        a = self._encode_actions(noisy_action * action_mask, batch["embodiment"])
+        a = a + self.inverse_path.tokens(estimate, seen).to(a.dtype)
+        more = self._encode_actions(repeated * action_mask[:, None], batch["embodiment"])
+        a = torch.cat([a[:, None], more], 1)  # [B, 1 + R, Ka, D]
+        action_condition = self.sigma["action"].condition(torch.cat([sigma_action, policy_sigma], 1))
+        action_condition = action_condition + given.instruction["action"]
+
+        # Who is where, and who sees whom.
+        places = self.places(batch, 1 + R)
+        biases = self._biases(batch, draws, x.shape[1] * x.shape[2], R, given.text_mask, x.dtype)
+        conditions = {"video": video_condition, "action": action_condition}
+        noisy = {n: self.sigma[n].modulation(condition) for n, condition in conditions.items()}
+        return (Tokens(given.history, given.state, x, a), Fixed(given.text, given.modulation, noisy, places, biases),
+                conditions)  # fmt: skip
+
+    def embed_context(self, batch: Tensors, draws: Tensors) -> Given:
+        """The observed frame, the state, the instruction."""
+        state = batch["state"][:, 0] * batch["state_mask"][:, 0]
         text, text_mask = self._text(batch, draws["drop_text"])
         pooled = (text_mask[:, None] / text_mask.sum(-1)[:, None, None]) @ text
         instruction = {n: linear(pooled) for n, linear in self.text_condition.items()}  # [B, 1, D]
         text_in = {n: linear(text) for n, linear in self.text_in.items()}
-        clean = torch.zeros_like(sigma_action)
+        clean = torch.zeros_like(state[:, :1])
         modulation = {n: e.modulation(e.condition(clean) + instruction[n]) for n, e in self.sigma.items()}
-        history = self.history_in(latents[:, :, 0] * self.context_gain[0])
+        history = self.history_in(batch["latents"][:, :, 0] * self.context_gain[0])
         view = self.view_embedding[batch["camera"]].to(history.dtype)
         history = torch.where(draws["drop_history"][:, None, None, None], self.null_history.to(history.dtype), history)
         history = (history + view).flatten(1, 2)[:, None]  # [B, 1, V P, D]
-        state_token = self.state_in(state[:, None], embodiment)
+        state_token = self.state_in(state[:, None], batch["embodiment"])
         state_token = torch.where(draws["drop_state"][:, None, None], self.null_state.to(state_token.dtype),
                                   state_token)[:, None]  # fmt: skip
+        return Given(history, state_token, text_in, text_mask, instruction, modulation)
 
-        # Noisy streams: video frames; the action chunk and its further draws.
+    def embed_video(self, batch: Tensors, given: Given, video: Tensor, current: Tensor, sigma: Tensor,
+                    code: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Tokens [B, f, v P, D] of noisy frames with sigma [B, f] that see where the actions lead; their condition."""
         x = video.flatten(2, 3)
         x = self.video_in(torch.cat([x, current[:, None].expand_as(x)], -1))
-        target_view = self.view_embedding[batch["camera"][:, targets]].flatten(1, 2)
+        target_view = self.view_embedding[batch["camera"][:, list(self.config.target_views)]].flatten(1, 2)
         x = x + target_view[:, None].to(x.dtype) + self.frame_embedding.to(x.dtype)
-        video_condition = self.sigma["video"].condition(sigma_video) + instruction["video"]
-        gate = draws["video_sees_action"] * (1 - sigma_action[:, 0]) * action_mask.any((1, 2))
-        code = self.forward_path.code(noisy_action, action_mask, batch, known_state, gate)
         lead, shift = self.forward_path(code)
-        x, video_condition = x + lead.to(x.dtype), video_condition + shift
-        a = self._encode_actions(noisy_action * action_mask, embodiment)
-        estimate = self.inverse_path.frozen_estimate(video, current, frame_mask, known_state) * action_mask
-        seen = draws["action_sees_video"] * (1 - sigma_video.amax(-1))
-        a = a + self.inverse_path.tokens(estimate, seen).to(a.dtype)
-        more = self._encode_actions(repeated * action_mask[:, None], embodiment)
-        a = torch.cat([a[:, None], more], 1)  # [B, 1 + R, Ka, D]
-        action_condition = self.sigma["action"].condition(torch.cat([sigma_action, policy_sigma], 1))
-        action_condition = action_condition + instruction["action"]
+        condition = self.sigma["video"].condition(sigma) + given.instruction["video"]
+        return x + lead.to(x.dtype), condition + shift
 
-        # Who is where, and who sees whom.
+    def places(self, batch: Tensors, chunks: int) -> dict[str, Rotary]:
+        """Of every stream; the action chunk and its draws are `chunks` times the same."""
+        cfg = self.config
         seconds = batch["video_time"][:, :: cfg.frames_per_latent]
         step_seconds = batch["action_time"][:, 0].unflatten(1, (-1, cfg.steps_per_token)).mean(-1)
-        places = {
-            "history": self._grid_rotary(seconds[:, :1], V),
+        return {
+            "history": self._grid_rotary(seconds[:, :1], batch["camera"].shape[1]),
             "state": self._time_rotary(batch["action_time"][:, 0, :1]),
-            "video": self._grid_rotary(seconds[:, 1:], len(targets)),
-            "action": self._time_rotary(step_seconds.repeat(1, 1 + R)),
+            "video": self._grid_rotary(seconds[:, 1:], len(cfg.target_views)),
+            "action": self._time_rotary(step_seconds.repeat(1, chunks)),
         }
-        biases = self._biases(batch, draws, x.shape[1] * x.shape[2], R, text_mask, x.dtype)
-        conditions = {"video": video_condition, "action": action_condition}
-        noisy = {n: self.sigma[n].modulation(condition) for n, condition in conditions.items()}
-        return Tokens(history, state_token, x, a), Fixed(text_in, modulation, noisy, places, biases), conditions
 
     def _biases(self, batch: Tensors, draws: Tensors, video_tokens: int, R: int, text_mask: Tensor,
                 dtype: torch.dtype) -> Tensors:  # fmt: skip
@@ -268,12 +321,7 @@ class JointDiT(nn.Module):
             "action": torch.cat([context, ones.expand(B, Ka), by_action], 1),
             "draw": torch.cat([context[:, None].expand(B, R * Ka, -1), own], 2),
         }
-
-        def bias(mask: Tensor) -> Tensor:
-            mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
-            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -1e9)
-
-        return {name: bias(mask) for name, mask in masks.items()}
+        return {name: bias(mask, dtype) for name, mask in masks.items()}
 
     def losses(self, batch: Tensors, draws: Tensors, video: Tensor, action: Tensor, conditions: Tensors) -> Tensors:
         """The weighted loss and its terms, from the tokens that leave the layers."""
@@ -301,6 +349,12 @@ class JointDiT(nn.Module):
         weights = {"video": objective.video_weight, "action": objective.action_weight,
                    "policy": objective.policy_weight, "inverse": objective.inverse_weight}  # fmt: skip
         return terms | {"loss": sum(weights[name] * value for name, value in terms.items())}
+
+
+def bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive bias [B, 1, 1 or L, T] of a mask of keys [B, T] or of queries and keys [B, L, T]."""
+    mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -1e9)
 
 
 def mean(error: Tensor, mask: Tensor) -> Tensor:

@@ -130,16 +130,19 @@ def attend(q: Tensor, blocks: list[Keys], bias: Tensor | None) -> Tensor:
 
 
 class ExpertBlock(nn.Module):
-    def __init__(self, width: int, mlp: int, heads: int, head_dim: int, dtype: torch.dtype):
+    """`text`: with cross-attention to the instruction."""
+
+    def __init__(self, width: int, mlp: int, heads: int, head_dim: int, dtype: torch.dtype, *, text: bool = True):
         super().__init__()
         inner = heads * head_dim
         self.q, self.k, self.v = (Linear(width, inner, dtype) for _ in range(3))
         self.out = Linear(inner, width, dtype)
         self.q_norm, self.k_norm = RMSNorm(inner), RMSNorm(inner)
-        self.text_norm = LayerNorm(width)
-        self.text_q, self.text_k, self.text_v = (Linear(width, inner, dtype) for _ in range(3))
-        self.text_out = Linear(inner, width, dtype)
-        self.text_q_norm, self.text_k_norm = RMSNorm(inner), RMSNorm(inner)
+        if text:
+            self.text_norm = LayerNorm(width)
+            self.text_q, self.text_k, self.text_v = (Linear(width, inner, dtype) for _ in range(3))
+            self.text_out = Linear(inner, width, dtype)
+            self.text_q_norm, self.text_k_norm = RMSNorm(inner), RMSNorm(inner)
         self.up, self.down = Linear(width, mlp, dtype), Linear(mlp, width, dtype)
         self.table = nn.Parameter(torch.zeros(6, width))
         self.heads = heads
@@ -165,11 +168,13 @@ class ExpertBlock(nn.Module):
     def text_keys(self, text: Tensor) -> Keys:
         return Keys(self.split(self.text_k_norm(self.text_k(text))), self.split(self.text_v(text)))
 
-    def finish(self, x: Tensor, attended: Tensor, mod: tuple[Tensor, ...], text: Keys, text_bias: Tensor) -> Tensor:
+    def finish(self, x: Tensor, attended: Tensor, mod: tuple[Tensor, ...], text: Keys | None,
+               text_bias: Tensor) -> Tensor:  # fmt: skip
         _, _, gate_attention, shift, scale, gate_mlp = mod
         x = x + gate_attention * self.out(self.merge(attended, x))
-        q = self.split(self.text_q_norm(self.text_q(self.text_norm(x))))
-        x = x + self.text_out(self.merge(attend(q, [text], text_bias), x))
+        if text is not None:
+            q = self.split(self.text_q_norm(self.text_q(self.text_norm(x))))
+            x = x + self.text_out(self.merge(attend(q, [text], text_bias), x))
         h = F.gelu(self.up(modulated_norm(x, shift, scale)), approximate="tanh")
         return x + gate_mlp * self.down(h)
 
