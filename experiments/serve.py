@@ -69,7 +69,8 @@ async def _serve() -> None:
     from wam.serving.observations import ObservationMapping
     from wam.serving.server import PolicyServer, ServerConfig
 
-    start = time.monotonic()
+    start, checkpoint = time.monotonic(), _CHECKPOINT.value
+    assert checkpoint is not None  # a required flag
     config = ServerConfig(
         host=_HOST.value, port=_PORT.value, api_key=read_key(_KEY_FILE.value), open_to_all=_OPEN.value,
         modes=tuple(_MODES.value), max_batch=_MAX_BATCH.value, batch_window_ms=_WINDOW.value,
@@ -77,13 +78,13 @@ async def _serve() -> None:
         max_message_bytes=int(_MESSAGE.value * 2**20),
     )  # fmt: skip
     mapping = ObservationMapping.read(_MAPPING.value) if _MAPPING.value else ObservationMapping()
-    server = PolicyServer(config, lambda: load_policy(_CHECKPOINT.value, step=_STEP.value), mapping, fit_image)
+    server = PolicyServer(config, lambda: load_policy(checkpoint, step=_STEP.value), mapping, fit_image)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await server.listen()
     guarded = "with an API key" if config.api_key else "without a key"
-    print(f"serve: loading {_CHECKPOINT.value}; ws://{config.host}:{server.port} is not ready yet", flush=True)
+    print(f"serve: loading {checkpoint}; ws://{config.host}:{server.port} is not ready yet", flush=True)
     stopping, warming = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(server.warm_up())
     await asyncio.wait({stopping, warming}, return_when=asyncio.FIRST_COMPLETED)
     try:
@@ -109,7 +110,7 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             sys.exit(f"serve: port {_PORT.value} is taken; choose another with --port")
-        sys.exit(f"serve: {error}")
+        sys.exit(f"serve: {f'{error.filename}: {error.strerror}' if error.filename else error}")
     except (ValueError, ImportError) as error:
         sys.exit(f"serve: {error}")
 

@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def infer(policy: Policy, jobs: Sequence[Job], size: int) -> list[tuple[Chunk, A
         [job.request.observation for job in jobs],
         np.stack([job.ids for job in jobs]),
         mode=first.mode,
-        actions=[job.request.actions for job in jobs] if first.mode in NEEDS_ACTIONS else None,
+        actions=None if first.actions is None else [cast("np.ndarray", job.request.actions) for job in jobs],
         batch_size=size,
     )
     return [(chunk, None) for chunk in chunks]
@@ -140,7 +140,8 @@ class Batcher:
                 if isinstance(answer, Exception):
                     job.future.set_exception(answer)
                 else:
-                    job.future.set_result(Answer(*answer, start - job.arrived, seconds, len(jobs)))
+                    chunk, memory = answer
+                    job.future.set_result(Answer(chunk, memory, start - job.arrived, seconds, len(jobs)))
 
     async def _gather(self) -> None:
         """Returns when a call should begin: all sessions wait, or a call's rows, or the window is over."""

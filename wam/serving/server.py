@@ -2,8 +2,8 @@
 
 A client connects and gets the metadata as its first binary message. Then every binary message it sends is a request
 (see `requests`), answered by a binary message with `actions` [K, dim], or by a text message with one sentence that says
-what was wrong; the connection lives on. This is the protocol of the `openpi-client` package. Over HTTP on the same port:
-`/healthz` (200 once everything is compiled, 503 before and while shutting down) and `/metrics`.
+what was wrong; the connection lives on. This is the protocol of the `openpi-client` package. Over HTTP on the same
+port: `/healthz` (200 once everything is compiled, 503 before and while shutting down) and `/metrics`.
 """
 
 from __future__ import annotations
@@ -92,21 +92,29 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-class _Connection(ServerConnection):
-    """Counted from the first byte on: those that never finish their handshake are bounded, too."""
+@dataclasses.dataclass
+class _Connections:
+    """Counted before their handshake: those that never finish it are bounded, too."""
 
-    most = 1 << 30
-    open = 0
+    most: int
+    open: int = 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        type(self).open += 1
-        super().connection_made(transport)
-        if type(self).open > self.most:
-            self.transport.abort()
+    def counted(self) -> type[ServerConnection]:
+        """The class of connections that count themselves here."""
+        connections = self
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        type(self).open -= 1
-        super().connection_lost(exc)
+        class Counted(ServerConnection):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                connections.open += 1
+                super().connection_made(transport)
+                if connections.open > connections.most:
+                    self.transport.abort()
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                connections.open -= 1
+                super().connection_lost(exc)
+
+        return Counted
 
 
 class PolicyServer:
@@ -131,9 +139,9 @@ class PolicyServer:
         self._server: Server | None = None
         self._running: asyncio.Task | None = None
         # Beside sessions there are probes of health and metrics.
-        self._connection = type("_Connection", (_Connection,), {"most": config.max_sessions + 64})
+        self._connections = _Connections(config.max_sessions + 64)
         self.metrics.watch("wam_sessions", "Sessions that are open.", lambda: len(self.sessions))
-        self.metrics.watch("wam_connections", "TCP connections that are open.", lambda: self._connection.open)
+        self.metrics.watch("wam_connections", "TCP connections that are open.", lambda: self._connections.open)
         self.metrics.watch("wam_healthy", "1 once everything is compiled.", lambda: float(self.healthy))
         self.metrics.watch("wam_busy", "Requests without an answer yet.", lambda: self._busy)
 
@@ -154,7 +162,7 @@ class PolicyServer:
         self._server = await serve(
             self._serve_session, c.host, c.port, process_request=self._process_request, compression=None,
             max_size=c.max_message_bytes, max_queue=2, ping_interval=c.ping_seconds, ping_timeout=c.ping_seconds,
-            server_header=None, create_connection=self._connection, logger=logging.getLogger("wam.serving.websockets"),
+            server_header=None, create_connection=self._connections.counted(),
         )  # fmt: skip
 
     async def warm_up(self) -> None:
@@ -291,8 +299,9 @@ class _GoneError(Exception):
 async def _unless_gone(answering: asyncio.Future[Answer], connection: ServerConnection) -> Answer:
     """The answer; _GoneError, and the request withdrawn, if the client does not wait for it."""
     closed = asyncio.ensure_future(connection.wait_closed())
+    waiting: set[asyncio.Future] = {answering, closed}
     try:
-        await asyncio.wait({answering, closed}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if not answering.done():
             raise _GoneError
         return answering.result()

@@ -73,7 +73,7 @@ class _Reader:
         limits = self.limits
         try:
             value = msgpack.unpackb(
-                message, raw=False, strict_map_key=True, object_pairs_hook=self.map, list_hook=self.list,
+                message, raw=False, strict_map_key=True, object_pairs_hook=self.end_map, list_hook=self.end_list,
                 ext_hook=_refuse_extension, timestamp=0, max_str_len=limits.text, max_bin_len=len(message),
                 max_array_len=limits.items, max_map_len=limits.items,
             )  # fmt: skip
@@ -90,11 +90,11 @@ class _Reader:
         if self.items > self.limits.items:
             raise WireError(f"the message has more than {self.limits.items} entries in its maps and lists")
 
-    def list(self, entries: list) -> list:
+    def end_list(self, entries: list) -> list:
         self.count(len(entries))
         return entries
 
-    def map(self, pairs: list[tuple[Any, Any]]) -> Any:
+    def end_map(self, pairs: list[tuple[Any, Any]]) -> Any:
         self.count(len(pairs))
         found = dict(pairs)
         if len(found) < len(pairs):
