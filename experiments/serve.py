@@ -40,6 +40,7 @@ _MAPPING = flags.DEFINE_string(
 _MODES = flags.DEFINE_list(
     "modes", ["policy", "joint"], "Modes to compile and serve; the first is the default of a request."
 )
+_PREFIXES = flags.DEFINE_bool("prefixes", False, "Also compile for requests that carry actions already committed.")
 _MAX_BATCH = flags.DEFINE_integer("max_batch", 16, "Most requests answered by one call.", lower_bound=1)
 _WINDOW = flags.DEFINE_float(
     "batch_window_ms", 3.0, "How long the first request of a batch waits for others.", lower_bound=0
@@ -73,7 +74,7 @@ async def _serve() -> None:
     assert checkpoint is not None  # a required flag
     config = ServerConfig(
         host=_HOST.value, port=_PORT.value, api_key=read_key(_KEY_FILE.value), open_to_all=_OPEN.value,
-        modes=tuple(_MODES.value), max_batch=_MAX_BATCH.value, batch_window_ms=_WINDOW.value,
+        modes=tuple(_MODES.value), prefixes=_PREFIXES.value, max_batch=_MAX_BATCH.value, batch_window_ms=_WINDOW.value,
         max_sessions=_MAX_SESSIONS.value, rate=_RATE.value, idle_seconds=_IDLE.value,
         max_message_bytes=int(_MESSAGE.value * 2**20),
     )  # fmt: skip

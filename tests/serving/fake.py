@@ -13,7 +13,8 @@ import numpy as np
 from websockets.asyncio.client import connect
 
 from wam.embodiment import EmbodimentSpec
-from wam.policy import Chunk, Embodiment
+from wam.observations import Embodiment
+from wam.policy import Chunk
 from wam.serving.observations import ObservationMapping
 from wam.serving.server import PolicyServer, ServerConfig
 from wam.serving.wire import pack, unpack
@@ -29,10 +30,12 @@ def robot(name: str, views: tuple[str, ...], state_dim: int = 3) -> Embodiment:
 class FakePolicy:
     """What the server asks of `wam.policy.Policy`; its actions tell observation, noise key and mode."""
 
-    def __init__(self, robots: Sequence[Embodiment] = (robot("arm", ("front", "wrist")),), delay: float = 0.0):
+    def __init__(self, robots: Sequence[Embodiment] = (robot("arm", ("front", "wrist")),), delay: float = 0.0,
+                 history: bool = False):  # fmt: skip
         self.robots, self.delay = {r.spec.name: r for r in robots}, delay
         self.tokenizer = SimpleNamespace(image_size=SIZE)
-        self.config = SimpleNamespace(action_horizon=HORIZON)
+        self.engine = SimpleNamespace(config=SimpleNamespace(action_horizon=HORIZON, steps_per_token=2, video_frames=3))
+        self.sessions = SimpleNamespace(frames=2) if history else None
         self.step = 7
         self.calls: list[tuple[str, int, int]] = []
         """(mode, rows, batch size) of every call"""
@@ -49,21 +52,35 @@ class FakePolicy:
     def example_observation(self) -> dict[str, Any]:
         return observation(self.robots[self.embodiments[0]])
 
-    def infer_many(self, observations: Sequence[Mapping], ids: np.ndarray, *, mode: str = "policy",
-                   actions: Any = None, batch_size: int | None = None) -> list[Chunk]:  # fmt: skip
+    def infer_many(self, observations: Sequence[Mapping], ids: np.ndarray, memories: Any = None, *,
+                   mode: str = "policy", actions: Any = None, videos: Any = None, prefixes: Any = None,
+                   batch_size: int | None = None) -> tuple[list[Chunk], list[Any]]:  # fmt: skip
         time.sleep(self.delay)
         self.calls.append((mode, len(observations), batch_size or len(observations)))
         if any(o["instruction"] == "explode" for o in observations):
             raise RuntimeError("boom")
         if any(o["instruction"] == "refuse me" for o in observations):
             raise ValueError("the policy does not like this instruction")
-        return [self.chunk(o, i, mode) for o, i in zip(observations, ids, strict=True)]
+        chunks = []
+        for i, (seen, memory) in enumerate(zip(observations, memories or [None] * len(observations), strict=True)):
+            frames = {image.ndim == 4 and len(image) for image in seen["images"].values()}
+            if self.sessions and frames != ({2} if memory else {False}):
+                raise ValueError(f"expected the frames since the last observation, got {frames}")
+            chunk = self.chunk(seen, ids[i], mode, remembered=memory or 0)
+            for given in (actions, prefixes):
+                if given:
+                    chunk.actions[: len(given[i])] = given[i]
+            if videos:
+                chunk.actions[:] += sum(float(clip.mean()) for clip in videos[i].values())
+            chunks.append(chunk)
+        return chunks, [(memory or 0) + 1 for memory in memories or [0] * len(observations)]
 
     @staticmethod
-    def chunk(seen: Mapping[str, Any], ids: np.ndarray, mode: str) -> Chunk:
+    def chunk(seen: Mapping[str, Any], ids: np.ndarray, mode: str, remembered: int | None = None) -> Chunk:
         pixels = sum(float(image.mean()) for image in seen["images"].values())
         mark = [float(seen["state"].sum()) + pixels, float(ids.astype(np.int64) @ [1_000_000, 1000, 1]) % 99991]
         actions = np.tile(np.array(mark, np.float32), (HORIZON, 1))
+        actions[0, 0] += int(ids[2]) if remembered is None else remembered  # as many as were answered
         if seen["instruction"] == "go mad":
             actions[1, 1] = np.nan
         film = {camera: np.stack([image] * 2) for camera, image in seen["images"].items()}

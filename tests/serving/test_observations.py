@@ -9,7 +9,7 @@ import pytest
 from data_pipelines.embodiments import get_embodiment
 from data_pipelines.resize import fit_image
 from tests.serving.fake import SIZE, FakePolicy, observation, robot
-from wam.policy import Embodiment
+from wam.observations import Embodiment
 from wam.serving.observations import ObservationMapping, Observer, flatten
 from wam.serving.requests import RequestReader
 from wam.serving.sessions import LimitError, Session, Sessions, TokenBucket

@@ -67,6 +67,50 @@ def test_concurrent_clients_share_calls_and_answers_do_not_depend_on_neighbours(
     asyncio.run(main())
 
 
+def test_what_is_given_reaches_the_policy():
+    async def main():
+        modes = ("policy", "forward", "inverse", "video")
+        async with serving(FakePolicy(), modes=modes, prefixes=True) as server, client(server) as one:
+            seen, fresh = observation(ARM), {**observation(ARM), "reset": True}
+            prefix = np.array([[0.5, 1.0], [0.25, 0.0]], np.float32)
+            answer = await one.ask({**fresh, "prefix": prefix})
+            np.testing.assert_array_equal(answer["actions"][:2], prefix)
+            np.testing.assert_array_equal(answer["actions"][2:], expected(seen).actions[2:])
+            long = await one.ask({**fresh, "prefix": np.zeros((HORIZON + 1, 2))})
+            assert long == "'prefix': expected finite [1 to 4, 2], got [5, 2]"
+            clips = {camera: np.full((2, *SIZE, 3), 7, np.uint8) for camera in ARM.views}
+            answer = await one.ask({**fresh, "mode": "inverse", "video": clips})
+            np.testing.assert_array_equal(answer["actions"], expected(seen, mode="inverse").actions + 14)
+            assert await one.ask({**fresh, "mode": "inverse"}) == "mode 'inverse' needs 'video'"
+            assert "ask for it with return_video" in await one.ask({**fresh, "mode": "video"})
+            answer = await one.ask({**fresh, "mode": "video", "return_video": True})
+            assert "actions" not in answer and answer["video"]["front"].shape == (2, *SIZE, 3)
+            given = np.ones((HORIZON, 2), np.float32)
+            answer = await one.ask({**fresh, "mode": "forward", "actions": given, "return_video": True})
+            np.testing.assert_array_equal(answer["actions"], given)
+            nothing = await one.ask({**fresh, "mode": "forward", "return_video": True})
+            assert nothing == "mode 'forward' needs 'actions'"
+
+    asyncio.run(main())
+
+
+def test_a_session_carries_its_memory_and_the_frames_since_its_last_request():
+    async def main():
+        async with serving(FakePolicy(history=True)) as server, client(server) as one, client(server) as other:
+            assert one.metadata["history_frames"] == 2
+            first, later = observation(ARM), observation(ARM)
+            later["images"] = {camera: np.stack([image] * 2) for camera, image in first["images"].items()}
+            for chunk, seen in enumerate((first, later, later)):
+                answer = await one.ask(seen)
+                np.testing.assert_array_equal(answer["actions"], expected(seen, chunk=chunk).actions)
+            assert "frames since the last" in await one.ask(first), "the session goes on"
+            np.testing.assert_array_equal((await other.ask(first))["actions"], expected(first).actions)
+            answer = await one.ask({**first, "reset": True})
+            np.testing.assert_array_equal(answer["actions"], expected(first).actions)
+
+    asyncio.run(main())
+
+
 def test_one_client_alone_does_not_wait_for_others():
     async def main():
         async with serving(FakePolicy(), batch_window_ms=5000) as server, client(server) as one:
@@ -90,7 +134,9 @@ def test_one_client_alone_does_not_wait_for_others():
         ({"instruction": 3}, "'instruction': expected a string, got int"),
         ({"mode": "dream"}, "'mode': this server answers policy, joint, got 'dream'"),
         ({"actions": np.zeros((HORIZON, 2))}, "mode 'policy' takes no 'actions'"),
-        ({"prefix": np.zeros((HORIZON + 1, 2))}, "'prefix': expected finite [1 to 4, 2], got [5, 2]"),
+        ({"prefix": np.zeros((1, 2))}, "'prefix': this server was not started for requests with committed actions"),
+        ({"video": {"front": np.zeros((2, *SIZE, 3), np.uint8)}}, "mode 'policy' takes no 'video'"),
+        ({"video": {"left": 1}}, "unknown key 'video/left'; did you mean"),
         ({"return_video": 1}, "'return_video': expected true or false, got int"),
         ({"return_video": True}, "mode 'policy' imagines no video to return"),
         ({"session": -1}, "'session': expected an integer from 0 to 2^64 - 1"),

@@ -12,13 +12,13 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from wam.policy import Chunk, Policy
 from wam.serving.metrics import Metrics
-from wam.serving.requests import NEEDS_ACTIONS, Request
+from wam.serving.requests import Request
 
 
 class Answer(NamedTuple):
@@ -43,22 +43,47 @@ class Job:
     future: asyncio.Future[Answer] | None = None
 
     @property
-    def kind(self) -> tuple:
-        """Jobs of one kind can share a call."""
+    def kind(self) -> tuple[str, bool]:
+        """Jobs of one kind share compiled calls."""
         return self.request.mode, self.request.prefix is not None
 
 
 def infer(policy: Policy, jobs: Sequence[Job], size: int) -> list[tuple[Chunk, Any]]:
     """One call of the policy for jobs of one kind, padded to `size` rows: (chunk, memory) of each."""
-    first = jobs[0].request
-    chunks = policy.infer_many(
-        [job.request.observation for job in jobs],
+    requests = [job.request for job in jobs]
+    first = requests[0]
+    chunks, memories = policy.infer_many(
+        [request.observation for request in requests],
         np.stack([job.ids for job in jobs]),
+        [job.memory for job in jobs],
         mode=first.mode,
-        actions=None if first.actions is None else [cast("np.ndarray", job.request.actions) for job in jobs],
+        actions=None if first.actions is None else [request.actions for request in requests],
+        videos=None if first.video is None else [request.video for request in requests],
+        prefixes=None if first.prefix is None else [request.prefix for request in requests],
         batch_size=size,
     )
-    return [(chunk, None) for chunk in chunks]
+    return list(zip(chunks, memories, strict=True))
+
+
+def examples(policy: Policy, mode: str, prefix: bool) -> list[Request]:
+    """Valid requests without content: a session's first and, where chunks see earlier ones, its second."""
+    observation, config = policy.example_observation(), policy.engine.config
+    dim = policy.embodiment(observation["embodiment"]).spec.action_dim
+
+    def clips(frames: int) -> dict[str, np.ndarray]:
+        return {camera: np.repeat(image[None], frames, axis=0) for camera, image in observation["images"].items()}
+
+    first = Request(
+        observation,
+        mode,
+        prefix=np.zeros((config.steps_per_token, dim), np.float32) if prefix else None,
+        actions=np.zeros((config.action_horizon, dim), np.float32) if mode == "forward" else None,
+        video=clips(config.video_frames - 1) if mode == "inverse" else None,
+    )
+    if policy.sessions is None:
+        return [first]
+    later = observation | {"images": clips(policy.sessions.frames)}
+    return [first, dataclasses.replace(first, observation=later)]
 
 
 def sizes(most: int) -> tuple[int, ...]:
@@ -71,20 +96,22 @@ class Batcher:
 
     Args:
         policy: loaded.
-        modes: that will be asked for.
+        kinds: what will be asked for, (mode, with a prefix).
         most: rows of the largest call.
         window: seconds that the first request of a call waits for others.
         everyone: sessions that are open; once all of them wait, waiting longer brings nobody.
         thread: where the policy runs.
     """
 
-    def __init__(self, policy: Policy, modes: Sequence[str], most: int, window: float, everyone: Callable[[], int],
-                 thread: ThreadPoolExecutor, metrics: Metrics):  # fmt: skip
-        self.policy, self.modes, self.window, self.everyone = policy, tuple(modes), window, everyone
+    def __init__(self, policy: Policy, kinds: Sequence[tuple[str, bool]], most: int, window: float,
+                 everyone: Callable[[], int], thread: ThreadPoolExecutor, metrics: Metrics):  # fmt: skip
+        self.policy, self.kinds, self.window, self.everyone = policy, tuple(kinds), window, everyone
         self.sizes, self.thread, self.metrics = sizes(most), thread, metrics
         self._waiting: list[Job] = []
         self._arrival = asyncio.Event()
         self._computing = 0
+        self.stopped = False
+        """ends the warming up after the call under way"""
 
     @property
     def busy(self) -> int:
@@ -92,20 +119,18 @@ class Batcher:
         return len(self._waiting) + self._computing
 
     def warm_up(self, said: Callable[[str], None]) -> None:
-        """Compiles every mode at every size, by answering with each. Blocks; ValueError: the policy refused a mode."""
-        example = self.policy.example_observation()
-        example["instruction"] = example["instruction"] or "warm up"
-        shape = (self.policy.config.action_horizon, self.policy.embodiment(example["embodiment"]).spec.action_dim)
-        for mode in self.modes:
+        """Compiles every kind of request at every size, by answering. Blocks; ValueError: the policy refused a mode."""
+        for mode, prefix in self.kinds:
             start = time.monotonic()
-            actions = np.zeros(shape, np.float32) if mode in NEEDS_ACTIONS else None
             for size in self.sizes:
                 memory = None
-                for chunk in range(2):  # the second with a memory
-                    job = Job(Request(example, mode, actions=actions), np.array([0, 0, chunk], np.uint32), memory)
+                for chunk, request in enumerate(examples(self.policy, mode, prefix)):
+                    if self.stopped:
+                        return
+                    job = Job(request, np.array([0, 0, chunk], np.uint32), memory)
                     ((_, memory),) = infer(self.policy, [job], size)
-            said(f"warmed up {mode} at {len(self.sizes)} batch sizes up to {self.sizes[-1]} "
-                 f"in {time.monotonic() - start:.1f} s")  # fmt: skip
+            said(f"warmed up {mode}{' with a prefix' if prefix else ''} at {len(self.sizes)} batch sizes up to "
+                 f"{self.sizes[-1]} in {time.monotonic() - start:.1f} s")  # fmt: skip
 
     async def answer(self, job: Job) -> Answer:
         """Waits for the answer. ValueError: the policy refused the request; RuntimeError: it failed.

@@ -135,18 +135,21 @@ class Observer:
         }
 
     def _image(self, sent: Mapping[str, Any], key: str) -> np.ndarray:
+        """uint8 [h, w, 3], or [n, h, w, 3] from a client that sends the frames since its last request."""
         h, w = self.size
         image = sent.get(key)
         if image is None:
             raise ValueError(f"the observation lacks the image {key!r}")
         if not isinstance(image, np.ndarray):
             raise ValueError(f"{key!r}: expected an image uint8 [{h}, {w}, 3], got {type(image).__name__}")
-        right = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
-        if right and image.shape[:2] != (h, w) and self.mapping.resize and self.fit is not None:
-            return self.fit(image, self.size, self.mapping.resize)
-        if not right or image.shape[:2] != (h, w):
+        right = image.dtype == np.uint8 and image.ndim in (3, 4) and image.shape[-1] == 3 and image.size > 0
+        fits = image.shape[-3:-1] == (h, w)
+        if not right or not (fits or self.mapping.resize):
             raise ValueError(f"{key!r}: expected uint8 [{h}, {w}, 3], got {image.dtype} {list(image.shape)}")
-        return image
+        if fits or self.fit is None:
+            return image
+        fitted = [self.fit(frame, self.size, self.mapping.resize) for frame in image.reshape(-1, *image.shape[-3:])]
+        return np.stack(fitted) if image.ndim == 4 else fitted[0]
 
     def _text(self, sent: Mapping[str, Any], key: str, default: str) -> str:
         text = sent.get(key, default)

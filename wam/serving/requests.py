@@ -11,9 +11,9 @@ import numpy as np
 from wam.serving.observations import Observer, array_of, flatten
 from wam.serving.wire import Limits, unpack
 
-OPTIONS = ("mode", "return_video", "reset", "session", "prefix", "actions")
-NEEDS_ACTIONS = ("forward",)
+OPTIONS = ("mode", "return_video", "reset", "session", "prefix", "actions", "video")
 MAKES_ACTIONS = ("policy", "joint", "inverse")
+MAKES_VIDEO = ("joint", "forward", "video")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +29,20 @@ class Request:
     """f32 [n, action dim]: actions already committed, which come back unchanged at the front of the chunk"""
     actions: np.ndarray | None = None
     """f32 [K, action dim]: of the forward mode"""
+    video: dict[str, np.ndarray] | None = None
+    """camera of the checkpoint -> uint8 [n, h, w, 3], the frames after the observation: of the inverse mode"""
 
 
 class RequestReader:
     """From bytes to a `Request`, for one policy and the modes it is served in."""
 
-    def __init__(self, observer: Observer, modes: tuple[str, ...], limits: Limits | None = None):
+    def __init__(self, observer: Observer, modes: tuple[str, ...], prefixes: bool = True,
+                 limits: Limits | None = None):  # fmt: skip
         """ValueError: an observation key that is an option's, too."""
-        self.observer, self.modes, self.limits = observer, modes, limits
-        self.known = {*OPTIONS, *observer.keys}
-        if taken := sorted(set(OPTIONS) & set(observer.keys)):
+        self.observer, self.modes, self.prefixes, self.limits = observer, modes, prefixes, limits
+        options = {*OPTIONS} - {"video"} | {f"video/{camera}" for camera in observer.cameras}
+        self.known = {*options, *observer.keys}
+        if taken := sorted(options & set(observer.keys)):
             raise ValueError(f"mapping: the key {taken[0]!r} is an option of requests")
 
     def __call__(self, message: bytes | str, seconds: float) -> Request:
@@ -58,18 +62,24 @@ class RequestReader:
         return_video, reset = (_flag(sent, key) for key in ("return_video", "reset"))
         if mode not in MAKES_ACTIONS and not return_video:
             raise ValueError(f"mode {mode!r} answers with video alone: ask for it with return_video")
-        if mode == "policy" and return_video:
-            raise ValueError("mode 'policy' imagines no video to return; 'joint' does")
+        if mode not in MAKES_VIDEO and return_video:
+            raise ValueError(f"mode {mode!r} imagines no video to return; {', '.join(MAKES_VIDEO)} do")
+        if "prefix" in sent and not self.prefixes:
+            raise ValueError("'prefix': this server was not started for requests with committed actions")
+        if "prefix" in sent and mode not in MAKES_ACTIONS:
+            raise ValueError(f"mode {mode!r} takes no 'prefix'")
         observation = self.observer(sent, seconds)
         session = sent.get("session")
         if session is not None and not (type(session) is int and 0 <= session < 1 << 64):
             raise ValueError(f"'session': expected an integer from 0 to 2^64 - 1, got {str(session)[:40]!r}")
-        if (mode in NEEDS_ACTIONS) != ("actions" in sent):
-            raise ValueError(f"mode {mode!r} {'needs' if mode in NEEDS_ACTIONS else 'takes no'} 'actions'")
-        horizon = self.observer.policy.config.action_horizon
+        clips = {key.removeprefix("video/"): sent[key] for key in sent if key.startswith("video/")}
+        for key, needs, given in (("actions", "forward", "actions" in sent), ("video", "inverse", bool(clips))):
+            if (mode == needs) != given:
+                raise ValueError(f"mode {mode!r} {'takes no' if given else 'needs'} {key!r}")
+        horizon = self.observer.policy.engine.config.action_horizon
         actions = self._chunk(sent, "actions", observation, horizon, horizon)
         prefix = self._chunk(sent, "prefix", observation, 1, horizon)
-        return Request(observation, mode, return_video, reset, session, prefix, actions)
+        return Request(observation, mode, return_video, reset, session, prefix, actions, clips or None)
 
     def _chunk(self, sent: dict, key: str, observation: dict, least: int, most: int) -> np.ndarray | None:
         if key not in sent:

@@ -53,6 +53,8 @@ class ServerConfig:
     """allows a host that others can reach, without a key"""
     modes: tuple[str, ...] = ("policy", "joint")
     """the first is the default of a request; each is compiled at every batch size before the server is healthy"""
+    prefixes: bool = False
+    """also compile for requests that carry actions already committed"""
     max_batch: int = 16
     batch_window_ms: float = 3.0
     """how long the first request of a batch waits for others"""
@@ -173,10 +175,12 @@ class PolicyServer:
         loop, c = asyncio.get_running_loop(), self.config
         policy = await loop.run_in_executor(self._thread, self._load)
         observer = Observer(self.mapping, policy, self._fit)
-        self._reader = RequestReader(observer, c.modes)
+        self._reader = RequestReader(observer, c.modes, c.prefixes)
         self._metadata = pack(_metadata(policy, observer, c))
+        kinds = [(mode, False) for mode in c.modes]
+        kinds += [(mode, True) for mode in c.modes if c.prefixes and mode in MAKES_ACTIONS]
         self._batcher = Batcher(
-            policy, c.modes, c.max_batch, c.batch_window_ms / 1000, lambda: len(self.sessions), self._thread,
+            policy, kinds, c.max_batch, c.batch_window_ms / 1000, lambda: len(self.sessions), self._thread,
             self.metrics,
         )  # fmt: skip
         await loop.run_in_executor(self._thread, self._batcher.warm_up, log.info)
@@ -186,6 +190,8 @@ class PolicyServer:
     async def drain(self) -> None:
         """Ends in order: nobody new, requests under way answered, every connection closed with a reason."""
         self.healthy, self._ending = False, True
+        if self._batcher is not None:
+            self._batcher.stopped = True
         if self._server is not None:
             self._server.close(close_connections=False)
             end = time.monotonic() + self.config.drain_seconds
@@ -324,7 +330,8 @@ def _response(return_video: bool, session: Session, answer: Answer) -> dict[str,
     milliseconds |= {"wait_ms": 1000 * answer.wait_seconds, "batch": answer.rows}
     if session.previous_seconds is not None:
         milliseconds["prev_total_ms"] = 1000 * session.previous_seconds
-    return response | {"server_timing": milliseconds, "policy_timing": {"infer_ms": 1000 * answer.policy_seconds}}
+    policy = {"infer_ms": 1000 * answer.policy_seconds, "evaluations": chunk.evaluations}
+    return response | {"server_timing": milliseconds, "policy_timing": policy}
 
 
 def _metadata(policy: Policy, observer: Observer, config: ServerConfig) -> dict[str, Any]:
@@ -336,9 +343,11 @@ def _metadata(policy: Policy, observer: Observer, config: ServerConfig) -> dict[
         "modes": list(config.modes),
         "modes_with_actions": [mode for mode in config.modes if mode in MAKES_ACTIONS],
         "image_size": [int(n) for n in policy.tokenizer.image_size],
-        "action_horizon": int(policy.config.action_horizon),
+        "action_horizon": int(policy.engine.config.action_horizon),
+        # Where chunks see earlier ones: a session's later observations bring so many frames of every camera.
+        "history_frames": policy.sessions.frames if policy.sessions else 0,
         "observation_keys": list(observer.keys),
-        "options": list(OPTIONS),
+        "options": [option for option in OPTIONS if option != "prefix" or config.prefixes],
         "embodiments": {
             name: {
                 "cameras": {camera: observer.cameras[camera] for camera in robot.views if camera in observer.cameras},
