@@ -66,7 +66,7 @@ class FakePolicy:
             frames = {image.ndim == 4 and len(image) for image in seen["images"].values()}
             if self.sessions and frames != ({2} if memory else {False}):
                 raise ValueError(f"expected the frames since the last observation, got {frames}")
-            chunk = self.chunk(seen, ids[i], mode, remembered=memory or 0)
+            chunk = self.chunk(seen, ids[i], mode, remembered=(memory or 0) if self.sessions else None)
             for given in (actions, prefixes):
                 if given:
                     chunk.actions[: len(given[i])] = given[i]

@@ -39,7 +39,9 @@ from wam.serving.wire import pack, unpack
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "tools" / "prove" / "results" / "serve.json"
 CONFIG = "experiments/configs/debug.py"
-ENV = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}  # on one device
+ENV = {
+    name: value for name, value in os.environ.items() if name not in ("JAX_NUM_CPU_DEVICES", "WAM_API_KEY")
+}  # one device
 TOLERANCE = 1e-5
 MOST_BYTES = 1 << 20
 ATTACKERS, BESIDE = 8, 4
