@@ -49,6 +49,7 @@ HEAVY = {
     "h5py": ("data_pipelines/sources/hdf5.py", "data_pipelines/sources/egodex.py"),
     "matplotlib": ("wam/evaluation/plots.py", "wam/evaluation/report.py", "wam/evaluation/dataset_plots.py"),
     "websockets": ("wam/serving/",),
+    "prometheus_client": ("wam/serving/",),
     "av": ("data_pipelines/sources/video.py", "data_pipelines/video_codec.py"),
     "pyarrow": ("data_pipelines/sources/lerobot",),
     "mujoco": ("wam/envs/",),

@@ -66,7 +66,7 @@ minor="$("$python" -c 'import sys; print(sys.version_info.minor)')"
 if [ "$sim" = auto ]; then
   if [ "$minor" -eq 11 ]; then sim=yes; else sim=no; fi
 fi
-extras=test,dev,pretrained
+extras=test,dev,pretrained,serve
 if [ "$sim" = yes ]; then extras="sim,$extras"; fi
 answered=""
 if [ $parity = yes ] && [ "$minor" -eq 11 ]; then extras="$extras,parity" answered=parity; fi

@@ -46,19 +46,19 @@ def checkout(tmp_path):
 
 def test_reference_implementations_come_when_asked_for_and_stay(checkout):
     here = checkout(11)
-    assert here.setup()[0] == "test,dev,pretrained"
+    assert here.setup()[0] == "test,dev,pretrained,serve"
     assert here.setup() == ("", "")
-    assert here.setup("--parity")[0] == "test,dev,pretrained,parity"
+    assert here.setup("--parity")[0] == "test,dev,pretrained,serve,parity"
     assert here.setup() == ("", ""), "an environment that has more is accepted"
     assert here.setup("--parity") == ("", "")
     with (here.root / "pyproject.toml").open("a") as project:
         project.write("# changed\n")
-    assert here.setup()[0] == "test,dev,pretrained,parity"
+    assert here.setup()[0] == "test,dev,pretrained,serve,parity"
 
 
 def test_they_are_left_out_in_words_where_they_are_not_tested(checkout):
     here = checkout(12)
     extras, said = here.setup("--parity")
-    assert extras == "test,dev,pretrained"
+    assert extras == "test,dev,pretrained,serve"
     assert "no reference implementations on Python 3.12" in said
     assert here.setup("--parity") == ("", "")
