@@ -44,7 +44,7 @@ class Program:
 
 PROGRAMS = (*(Program("policy", n) for n in (10, 4, 2, 1)), Program("joint", 10), Program("forward", 10))
 QUICK = (Program("policy", 10), Program("policy", 2), Program("joint", 10), Program("forward", 10))
-MAIN = PROGRAMS[0]
+MAIN, JOINT = PROGRAMS[0], PROGRAMS[4]
 FORMS = tuple(dataclasses.replace(MAIN, form=form) for form in (UNROLLED, SCANNED, RECOMPUTED))
 
 STAGES = ("host to device", "tokenise", "context", "policy step", "joint step", "detokenise", "device to host")
