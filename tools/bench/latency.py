@@ -164,7 +164,7 @@ class Bench:
                 worker = self.start(side, place)
                 answers.append(self.first(worker, name, place)[1])
                 worker.stop()
-            say(f"{exact.name}: {name}: {agreement(*answers, exact.dtype)}")
+            say(f"{exact.name}: {name}: {agreement(answers[0], answers[1], exact.dtype)}")
         (place / "arrays.npz").unlink()
 
     def start_peers(self, place: Path, workers: dict[Side, Worker]) -> Iterator[tuple[Side, str]]:
@@ -209,9 +209,9 @@ class Bench:
         mine = measured[OURS, program.name]
         rows = []
         for side, note in said.items():
-            theirs = measured[side, program.name]
+            other = measured[side, program.name]
             rows += [harness.row(f"{what}: p{p}", "ms", percentiles(mine, p), peer=side.peer,
-                                 theirs=percentiles(theirs, p), note=note) for p in PERCENTILES]  # fmt: skip
+                                 theirs=percentiles(other, p), note=note) for p in PERCENTILES]  # fmt: skip
             if program == cases.MAIN:
                 rows.append(
                     harness.row(
