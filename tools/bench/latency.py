@@ -83,9 +83,12 @@ class Bench:
         self.effort = QUICK if quick else FULL
         self.numbers = itertools.count()
 
-    @property
-    def programs(self) -> tuple[Program, ...]:
-        return cases.QUICK if self.quick else cases.PROGRAMS
+    def programs(self, case: Case) -> tuple[Program, ...]:
+        return tuple(program for program in case.programs if program in cases.QUICK or not self.quick)
+
+    def forms_of(self, case: Case) -> tuple[Program, ...]:
+        """Unrolled steps take as long to compile as all else together."""
+        return tuple(form for form in case.forms if form.form != cases.UNROLLED or not self.quick)
 
     @property
     def peers(self) -> tuple[Side, ...]:
@@ -139,10 +142,11 @@ class Bench:
         try:
             workers[OURS] = self.start(OURS, place)
             missing = dict(self.start_peers(place, workers))
-            for program in self.programs:
+            for program in self.programs(case):
                 rows += self.program(case, program, workers, place, missing)
                 calibration.append(harness.calibrate())
-            rows += self.forms(case, workers, place)
+            if case.forms:
+                rows += self.forms(case, workers, place)
             rows += self.stages(case, workers, place)
             if case.through_policy:
                 rows += self.through_policy(case, workers, place)
@@ -237,9 +241,10 @@ class Bench:
 
     def forms(self, case: Case, workers: dict[Side, Worker], place: Path) -> list[dict[str, Any]]:
         """Our program against other ways of writing it."""
-        for form in cases.FORMS:
+        forms = self.forms_of(case)
+        for form in forms:
             self.first(workers[OURS], form.name, place)
-        calls = [(OURS, program.name) for program in (cases.MAIN, *cases.FORMS)]
+        calls = [(OURS, program.name) for program in (cases.MAIN, *forms)]
         measured = self.measure(workers, calls, f"{case.name}: forms of {cases.MAIN.name}")
         mine = percentiles(measured[calls[0]], 50)
         told = {
@@ -251,7 +256,7 @@ class Bench:
             harness.row(f"{case.name}: {cases.MAIN.name}, forms: p50", "ms", mine, peer=told[form.form],
                         theirs=percentiles(measured[OURS, form.name], 50),
                         note="ours: one compiled loop over the steps, layers one after the other, the context once")
-            for form in cases.FORMS
+            for form in forms
         ]  # fmt: skip
 
     def stages(self, case: Case, workers: dict[Side, Worker], place: Path) -> list[dict[str, Any]]:
@@ -274,7 +279,7 @@ class Bench:
 
     def through_policy(self, case: Case, workers: dict[Side, Worker], place: Path) -> list[dict[str, Any]]:
         rows = []
-        for program in [p for p in self.programs if p.mode != "forward"]:
+        for program in [p for p in self.programs(case) if p.mode != "forward"]:
             name = f"Policy.infer, {program.name}"
             self.first(workers[OURS], name, place)
             calls = [(OURS, name), (OURS, program.name)]
@@ -299,7 +304,7 @@ class Bench:
         env = environment(place, gpu=self.device == "cuda", isolate=False)
         worker = Worker(OURS.module, place / "spec.json", log=place / "log.txt", env=env)
         try:
-            for program in (*self.programs, *(form for form in cases.FORMS if form.form != cases.SCANNED)):
+            for program in (*self.programs(case), *(f for f in self.forms_of(case) if f.form != cases.SCANNED)):
                 said = worker.ask({"call": program.name})
                 sizes = ", ".join(
                     f"{said[n] / 2**20:,.0f} MiB of {n}" for n in ("arguments", "temporaries") if n in said
@@ -327,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             bench = Bench(device, found[1], Path(folder), arguments.quick)
             for case in wanted:
-                print(f"{case.name}: {len(bench.programs)} programs, against {len(bench.peers)} ways of PyTorch")
+                print(f"{case.name}: {len(bench.programs(case))} programs, against {len(bench.peers)} ways of PyTorch")
                 for line in bench.by_shape(case) if device == found[0] else ():
                     print(line, flush=True)
         return

@@ -72,6 +72,8 @@ class Case:
     """(program, milliseconds at most, where)."""
     through_policy: bool = False
     """`Policy.infer` is measured too."""
+    programs: tuple[Program, ...] = PROGRAMS
+    forms: tuple[Program, ...] = FORMS
 
     @property
     def name(self) -> str:
@@ -135,7 +137,8 @@ THOUSAND = fields(grid=(32, 32), latent_channels=64, latent_frames=2, frames_per
 """One image of 512 x 512 pixels; a chunk of 32 actions, and where it is imagined one latent frame of 1,024 tokens."""
 
 SMALL = Case("small", THOUSAND, text_tokens=16, executed=16)
-CPU = (DEMO, SMALL)
+CPU = (DEMO, dataclasses.replace(SMALL, programs=(PROGRAMS[0], PROGRAMS[3]), forms=()))
+"""On two cores a thousand tokens take seconds: not a size for a CPU, and here to show it."""
 
 H200 = tuple((f"policy, {n} step{'s' * (n > 1)}", ms, "h200") for n, ms in ((10, 20.0), (2, 10.0), (1, 10.0)))
 GPU = (
