@@ -4,7 +4,7 @@
     python -m tools.prove.planning --seeds 0 --split validation --episodes 10 --rows best_of_8_value
 
 For every seed: a first policy is trained short, so that there is room to be better; its disturbed rollouts go into a
-store; a checkpoint with a value (`experiments/configs/demo_value.py`, with mode async for the flash programs) is
+store; a checkpoint with a value (`experiments/configs/demo_value.py`) is
 trained as short on all of it; every row of the table plays the same layouts with that one checkpoint. What is done is
 in the work directory and is not done again when the program is started again; rows and episodes may be added later.
 
@@ -46,7 +46,6 @@ def commands(workdir: Path, data: Path, seed: int, steps: int, rollouts: int) ->
     """Name -> (what exists once it is done, the command), in order."""
     first, value, stores = workdir / f"first-s{seed}", workdir / f"value-s{seed}", workdir / f"data-s{seed}"
     options = [f"--config.train.steps={steps}", f"--config.train.seed={seed}", "--noprogress"]
-    modes = [f"--config.objective.modes.{mode}=0.15" for mode in ("joint", "async")]
     rolled = ["rollouts", f"--checkpoint={first}", f"--out={stores}", "--perturb=0.3", f"--seed={seed}"]
     return {
         "train first": (first / "train.json", [
@@ -57,7 +56,7 @@ def commands(workdir: Path, data: Path, seed: int, steps: int, rollouts: int) ->
             *rolled, f"--episodes={max(1, rollouts // 5)}", "--split=validation"]),
         "train value": (value / "train.json", [
             "train", "--config=experiments/configs/demo_value.py", f"--workdir={value}",
-            f"--config.data.root={stores}", *options, *modes]),
+            f"--config.data.root={stores}", *options]),
     }  # fmt: skip
 
 
