@@ -4,19 +4,18 @@
     python -m tools.prove.planning --seeds 0 --split validation --episodes 10 --rows best_of_8_value
 
 For every seed: a first policy is trained short, so that there is room to be better; its disturbed rollouts go into a
-store; a checkpoint with a value (`experiments/configs/demo_value.py`) is
-trained as short on all of it; every row of the table plays the same layouts with that one checkpoint. What is done is
-in the work directory and is not done again when the program is started again; rows and episodes may be added later.
+store; a checkpoint with a value (`experiments/configs/demo_value.py`) is trained as short on all of it; every row of
+the table plays the same layouts with that one checkpoint. What is done is in the work directory and is not done again
+when the program is started again; rows, seeds and episodes may be added later.
 
-The result goes to `tools/prove/results/planning.json`: success with 95 % intervals (Wilson), pooled over seeds, and how
-many episodes a row won and lost against the policy on the same layouts, with the exact sign test of these.
+The result goes to `tools/prove/results/planning.json`: success with 95 % intervals (Wilson), pooled over seeds, and the
+paired difference to the policy on the same layouts (`wam.evaluation.paired`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 from experiments.planners import answer_by, make_planner
 from tools.prove.survive import ENV, ROOT
+from tools.render_readme import format_cell
 
 RESULT = ROOT / "tools" / "prove" / "results" / "planning.json"
 ROWS = {
@@ -58,6 +58,15 @@ def commands(workdir: Path, data: Path, seed: int, steps: int, rollouts: int) ->
             "train", "--config=experiments/configs/demo_value.py", f"--workdir={value}",
             f"--config.data.root={stores}", *options]),
     }  # fmt: skip
+
+
+def settle(workdir: Path, data: Path, steps: int, rollouts: int) -> None:
+    """Writes what decides the checkpoints of a work directory; SystemExit if it was begun with something else."""
+    asked, path = {"data": str(data.resolve()), "steps": steps, "rollouts": rollouts}, workdir / "study.json"
+    if path.exists() and (begun := json.loads(path.read_text())) != asked:
+        raise SystemExit(f"planning: {workdir} was begun with {begun}, now it is {asked}: choose another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asked))
 
 
 def prepare(workdir: Path, data: Path, seed: int, steps: int, rollouts: int) -> None:
@@ -106,22 +115,11 @@ def play(workdir: Path, seed: int, row: str, split: str, episodes: int) -> dict[
     return result
 
 
-def sign_test(won: int, lost: int) -> float:
-    """Two-sided p of `won` against `lost` if both were equally likely."""
-    n = won + lost
-    tail = sum(math.comb(n, k) for k in range(min(won, lost) + 1)) / 2**n
-    return min(1.0, 2 * tail)
-
-
 def table_row(row: str, results: Sequence[Mapping[str, Any]], policy: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row, pooled over seeds; `policy` is that of the same seeds."""
+    """One row, pooled over seeds; `policy` is that of the same seeds, of as many layouts or more."""
     from wam.evaluation.baselines import wilson_interval
+    from wam.evaluation.paired import paired_difference
 
-    won = lost = 0
-    for mine, base in zip(results, policy, strict=True):
-        for episode in set(mine["episodes"]) & set(base["episodes"]):
-            won += mine["episodes"][episode] and not base["episodes"][episode]
-            lost += base["episodes"][episode] and not mine["episodes"][episode]
     wins = [success for result in results for success in result["episodes"].values()]
     low, high = wilson_interval(sum(wins), len(wins))
     out = {
@@ -131,7 +129,16 @@ def table_row(row: str, results: Sequence[Mapping[str, Any]], policy: Sequence[M
     }
     if row == "policy":
         return out
-    return out | {"won against policy": won, "lost": lost, "p (sign test)": round(sign_test(won, lost), 4)}
+    layouts = list(results[0]["episodes"])
+    mine, base = ([[of["episodes"][layout] for layout in layouts] for of in side] for side in (results, policy))
+    paired = paired_difference(mine, base)
+    low, high = paired["ci95"]
+    return out | {
+        "against policy": {"mean": paired["difference"], "low": low, "high": high},
+        "only this solved": paired["only_first"],
+        "only policy solved": paired["only_second"],
+        "p (McNemar)": round(paired["p"], 4),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args(argv)
-    asked.workdir.mkdir(parents=True, exist_ok=True)
+    if asked.cem_episodes > asked.episodes:
+        parser.error("--cem_episodes must be at most --episodes: rows are compared on the policy's layouts")
+    settle(asked.workdir, asked.data, asked.steps, asked.rollouts)
     rows = list(dict.fromkeys(["policy", *asked.rows]))
     played: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     for seed in asked.seeds:
@@ -165,9 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "last frame on the same layout.",
     }, indent=1) + "\n")  # fmt: skip
     for line in table:
-        low, high = line["success"]["ci95"]
-        print(f"{line['how']:24s} {line['success']['successes']:4d}/{line['success']['episodes']:<4d} [{low:.2f}, "
-              f"{high:.2f}]  won {line.get('won against policy', '')} lost {line.get('lost', '')}")  # fmt: skip
+        print(*(f"{name}: {format_cell(cell)};" for name, cell in line.items()))
 
 
 if __name__ == "__main__":
