@@ -98,11 +98,10 @@ class Evaluation:
         return layouts
 
     def closed_loop(self, mode: str, *, way: Program | None = None, film: bool = False, swap: bool = False,
-                    planned: bool = False) -> dict[str, Any]:  # fmt: skip
+                    planner: Any = None) -> dict[str, Any]:  # fmt: skip
         """Success of the policy in `mode`; with `swap`, the recipe's pair of tasks under each other's instruction.
 
-        `way` is a program of this mode; by default, the standard one. `planned`: chunks are chosen by the planner of
-        the flags, if there is one, and only proposed by that program.
+        `way` is a program of this mode; by default, the standard one. A `planner` (see `planners`) chooses the chunks.
         """
         from wam.diffusion.sampler import program
         from wam.envs.metaworld import INSTRUCTIONS
@@ -114,7 +113,7 @@ class Evaluation:
             instructions = {first: INSTRUCTIONS[second], second: INSTRUCTIONS[first]}
             layouts = {task: self.layouts[task] for task in (first, second)}
         name, way, answer = "swapped" if swap else mode, way or program(mode, self.steps[mode]), None
-        if planned and (planner := planners.asked_for(way)):
+        if planner is not None:
             max_steps, workers = self.settings.max_steps, self.settings.workers
             answer = planners.answer_by(self.policy, planner, self.make_env, layouts, max_steps, workers)
         episodes = closed_loop.run_policy(
@@ -310,7 +309,7 @@ def main(argv: list[str]) -> None:
             evaluate_all(evaluation)
             print(f"evaluate: wrote {workdir / 'metrics.json'} in {time.monotonic() - start:.0f} s")
             return
-        result = evaluation.closed_loop(way.mode, way=way, planned=True)
+        result = evaluation.closed_loop(way.mode, way=way, planner=planners.asked_for(way))
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"evaluate: {error}")
     for task, row in [*result["tasks"].items(), ("all", result)]:
