@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import secrets
 import struct
 import subprocess
@@ -174,6 +175,7 @@ def main() -> None:
     assert worst <= TOLERANCE, f"the client executed actions that are off by {worst}"
     percentiles = np.percentile(milliseconds, (50, 95, 99))
     about = provenance() | {"command": f"python -m tools.prove.openpi_client --episodes={arguments.episodes}"}
+    about["load_average"] = round(os.getloadavg()[0], 1)  # others on the same cores
     result = {
         "name": "openpi_client", **about, "client_versions": client_versions, "checkpoint_step": policy.step,
         "mode": "policy", "execute_steps": horizon, "tasks": rows,
