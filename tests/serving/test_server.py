@@ -226,6 +226,17 @@ def test_a_key_is_asked_for_before_the_upgrade():
     asyncio.run(main())
 
 
+def test_a_page_in_a_browser_may_not_connect():
+    async def main():
+        async with serving(FakePolicy()) as server:
+            with pytest.raises(InvalidStatus) as refused:
+                async with client(server, origin="http://127.0.0.1"):
+                    pass
+            assert refused.value.response.status_code == 403
+
+    asyncio.run(main())
+
+
 def test_health_is_told_only_once_everything_is_compiled():
     async def main():
         policy = FakePolicy(delay=0.02)

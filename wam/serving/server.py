@@ -167,10 +167,11 @@ class PolicyServer:
     async def listen(self) -> None:
         """Binds the port; health is 503 until `warm_up` is done. OSError: the port is taken."""
         c = self.config
+        # Robots send no Origin; a browser does, and no page it shows may speak to a server on this machine.
         self._server = await serve(
-            self._serve_session, c.host, c.port, process_request=self._process_request, compression=None,
-            max_size=c.max_message_bytes, max_queue=2, ping_interval=c.ping_seconds, ping_timeout=c.ping_seconds,
-            server_header=None, create_connection=self._connections.counted(),
+            self._serve_session, c.host, c.port, process_request=self._process_request, origins=[None],
+            compression=None, max_size=c.max_message_bytes, max_queue=2, ping_interval=c.ping_seconds,
+            ping_timeout=c.ping_seconds, server_header=None, create_connection=self._connections.counted(),
         )  # fmt: skip
 
     async def warm_up(self) -> None:
