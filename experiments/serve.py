@@ -2,6 +2,7 @@
 
     python -m experiments.serve --checkpoint runs/demo
     python -m experiments.serve --checkpoint runs/droid --mapping experiments/serving/droid.json --modes policy
+    python -m experiments.serve --checkpoint runs/demo --modes joint --program flash --steps 1
     WAM_API_KEY=... python -m experiments.serve --checkpoint runs/demo --host 0.0.0.0
 
 A client of that package then asks `WebsocketClientPolicy("127.0.0.1", 8000).infer(observation)["actions"]`. Without
@@ -19,10 +20,15 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import cli
+from experiments.programs import program_flags, program_from_flags
+
+if TYPE_CHECKING:
+    from wam.diffusion.sampler import Program
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory that holds checkpoints/.")
 _STEP = flags.DEFINE_integer("step", None, "Which of its checkpoints; by default the newest.")
@@ -39,6 +45,9 @@ _MAPPING = flags.DEFINE_string(
 )
 _MODES = flags.DEFINE_list(
     "modes", ["policy", "joint"], "Modes to compile and serve; the first is the default of a request."
+)
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Sampler steps of the first mode, or of --program; by default the policy's.", lower_bound=1
 )
 _PREFIXES = flags.DEFINE_bool("prefixes", False, "Also compile for requests that carry actions already committed.")
 _MAX_BATCH = flags.DEFINE_integer("max_batch", 16, "Most requests answered by one call.", lower_bound=1)
@@ -64,6 +73,17 @@ def read_key(path: str | None) -> str:
     return key
 
 
+def _program() -> Program | None:
+    """How one mode is sampled, if the flags say so."""
+    from wam.policy import DEFAULT_STEPS
+
+    given = program_flags()
+    if not given and _STEPS.value is None:
+        return None
+    steps = dict.fromkeys(DEFAULT_STEPS, _STEPS.value) if _STEPS.value else DEFAULT_STEPS
+    return program_from_flags(None if "program" in given else _MODES.value[0], steps)
+
+
 async def _serve() -> None:
     from data_pipelines.resize import fit_image
     from wam.policy import load_policy
@@ -79,7 +99,7 @@ async def _serve() -> None:
         max_message_bytes=int(_MESSAGE.value * 2**20),
     )  # fmt: skip
     mapping = ObservationMapping.read(_MAPPING.value) if _MAPPING.value else ObservationMapping()
-    server = PolicyServer(config, lambda: load_policy(checkpoint, step=_STEP.value), mapping, fit_image)
+    server = PolicyServer(config, lambda: load_policy(checkpoint, step=_STEP.value), mapping, fit_image, _program())
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

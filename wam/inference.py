@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from wam.batch import Batch
 from wam.config import ModelConfig
@@ -53,6 +54,15 @@ class Engine:
             self._compiled[name] = jax.jit(lambda params, *rest: function(apply.model(params), *rest))
         compiled = self._compiled[name]
         return lambda *arrays: compiled(self.params, self.tokenizer, *arrays)
+
+    def beside(self, tree: Tree) -> Tree:
+        """Fresh arrays on the parameters' devices, as the results of calls are: a mixture of both compiles nothing."""
+        params = jax.tree.leaves(self.params)[0]
+        if not params.committed:
+            return tree
+        where = params.sharding
+        where = NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else where
+        return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, where), tree)
 
 
 def served(model: JointDiT) -> JointDiT:

@@ -336,7 +336,8 @@ class Policy(Planning):
             out, context = sampled(model, tokenizer, way, batch, ids, rows, ring)
             return out, apart(remember(ring, context)) if ring is not None else [None] * len(rings)
 
-        return self.engine.jit(("infer", way), run)(batch, jnp.asarray(ids, jnp.uint32), rows, list(rings))
+        rings = self.engine.beside(list(rings))
+        return self.engine.jit(("infer", way), run)(batch, jnp.asarray(ids, jnp.uint32), rows, rings)
 
     def generate(self, batch: Batch, ids: np.ndarray, program: Program) -> sampler.Sampled:
         """Samples whole batches of training samples, in latents and normalised actions.

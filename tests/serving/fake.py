@@ -37,6 +37,7 @@ class FakePolicy:
         self.engine = SimpleNamespace(config=SimpleNamespace(action_horizon=HORIZON, steps_per_token=2, video_frames=3))
         self.sessions = SimpleNamespace(frames=2) if history else None
         self.step = 7
+        self.programs: set[tuple[str, str | None]] = set()
         self.calls: list[tuple[str, int, int]] = []
         """(mode, rows, batch size) of every call"""
 
@@ -53,8 +54,10 @@ class FakePolicy:
         return observation(self.robots[self.embodiments[0]])
 
     def infer_many(self, observations: Sequence[Mapping], ids: np.ndarray, memories: Any = None, *,
-                   mode: str = "policy", actions: Any = None, videos: Any = None, prefixes: Any = None,
-                   batch_size: int | None = None) -> tuple[list[Chunk], list[Any]]:  # fmt: skip
+                   mode: str = "policy", program: Any = None, actions: Any = None, videos: Any = None,
+                   prefixes: Any = None, batch_size: int | None = None) -> tuple[list[Chunk], list[Any]]:  # fmt: skip
+        assert program is None or program.mode == mode
+        self.programs.add((mode, program and program.name))
         time.sleep(self.delay)
         self.calls.append((mode, len(observations), batch_size or len(observations)))
         if any(o["instruction"] == "explode" for o in observations):
@@ -97,14 +100,15 @@ def observation(of: Embodiment, seed: int = 0, **changes: Any) -> dict[str, Any]
 
 
 @contextlib.asynccontextmanager
-async def serving(policy: FakePolicy, mapping: ObservationMapping | None = None, fit: Any = None,
-                  **config: Any) -> AsyncIterator[PolicyServer]:  # fmt: skip
+async def serving(policy: Any, mapping: ObservationMapping | None = None, fit: Any = None,
+                  program: Any = None, **config: Any) -> AsyncIterator[PolicyServer]:  # fmt: skip
     server = PolicyServer(ServerConfig(**{"port": 0, "rate": 0.0, "max_batch": 4, **config}), lambda: policy,
-                          mapping, fit)  # fmt: skip
+                          mapping, fit, program)  # fmt: skip
     await server.listen()
     try:
         await server.warm_up()
-        policy.calls.clear()
+        if isinstance(policy, FakePolicy):
+            policy.calls.clear()  # those of the warming up
         yield server
     finally:
         await server.drain()

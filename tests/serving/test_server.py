@@ -7,6 +7,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.serving.fake import HORIZON, SIZE, FakePolicy, client, http_get, observation, robot, serving
+from wam.diffusion import sampler
+from wam.diffusion.reuse import Reuse
 from wam.serving.server import PolicyServer, ServerConfig
 
 ARM = robot("arm", ("front", "wrist"))
@@ -92,6 +94,25 @@ def test_what_is_given_reaches_the_policy():
             assert nothing == "mode 'forward' needs 'actions'"
 
     asyncio.run(main())
+
+
+def test_a_program_samples_its_mode_and_no_other():
+    flash = sampler.program("flash", 1)
+
+    async def main():
+        policy = FakePolicy()
+        async with serving(policy, program=flash) as server, client(server) as one:
+            assert policy.programs == {("policy", None), ("joint", "flash")}
+            assert one.metadata["program"] == {"name": "flash", "mode": "joint", "steps": 1}
+            assert "actions" in await one.ask({**observation(ARM), "mode": "joint"})
+            noisy = await one.ask({**observation(ARM), "mode": "joint", "return_video": True})
+            assert noisy == "mode 'joint' imagines no video to return"
+
+    asyncio.run(main())
+    with pytest.raises(ValueError, match="program 'flash' is of mode 'joint', the modes are policy"):
+        PolicyServer(ServerConfig(modes=("policy",)), FakePolicy, program=flash)
+    with pytest.raises(ValueError, match="decides for a whole batch: serve it with max_batch 1"):
+        PolicyServer(ServerConfig(), FakePolicy, program=sampler.program("joint", 4, reuse=Reuse(0.9, 1)))
 
 
 def test_a_session_carries_its_memory_and_the_frames_since_its_last_request():
@@ -201,6 +222,17 @@ def test_a_key_is_asked_for_before_the_upgrade():
             assert status == 200 and 'wam_requests_total{outcome="ok"} 1.0' in page
             assert 'wam_rejected_connections_total{reason="key"} 4.0' in page
             assert "s3cret" not in repr(server.config)
+
+    asyncio.run(main())
+
+
+def test_a_page_in_a_browser_may_not_connect():
+    async def main():
+        async with serving(FakePolicy()) as server:
+            with pytest.raises(InvalidStatus) as refused:
+                async with client(server, origin="http://127.0.0.1"):
+                    pass
+            assert refused.value.response.status_code == 403
 
     asyncio.run(main())
 

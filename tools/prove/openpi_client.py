@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import secrets
 import struct
 import subprocess
@@ -37,13 +38,19 @@ def environment(workdir: Path) -> str:
     python = workdir / "venv" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(workdir / "venv")], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "openpi-client"], check=True)
+        # It imports typing_extensions and does not say so.
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "openpi-client", "typing_extensions"], check=True)
     return str(python)
 
 
 def versions(python: str) -> dict[str, str]:
-    code = f"import importlib.metadata as m, json; print(json.dumps({{p: m.version(p) for p in {PACKAGES}}}))"
-    return json.loads(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout)
+    """Of what the client imports, after it has."""
+    code = (
+        "import importlib.metadata as m, json\n"
+        "import openpi_client.action_chunk_broker, openpi_client.websocket_client_policy\n"
+        f"print(json.dumps({{p: m.version(p) for p in {PACKAGES}}}))"
+    )
+    return json.loads(subprocess.run([python, "-I", "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
 class Client:
@@ -69,7 +76,8 @@ class Client:
 
 @contextlib.contextmanager
 def client(python: str, port: int, key_file: Path, horizon: int) -> Iterator[Client]:
-    side = [python, str(Path(__file__).with_name("openpi_side.py")), str(port), str(key_file), str(horizon)]
+    # Isolated: the robot's side finds no module of ours, this file's namesake least of all.
+    side = [python, "-I", str(Path(__file__).with_name("openpi_side.py")), str(port), str(key_file), str(horizon)]
     process = subprocess.Popen(side, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         yield Client(process)
@@ -133,6 +141,7 @@ def main() -> None:
     workdir = arguments.workdir.resolve()
     workdir.mkdir(parents=True, exist_ok=True)
     python = arguments.client_python or environment(workdir)
+    client_versions = versions(python)
 
     from experiments.provenance import provenance
     from wam.envs import env_factory
@@ -166,8 +175,9 @@ def main() -> None:
     assert worst <= TOLERANCE, f"the client executed actions that are off by {worst}"
     percentiles = np.percentile(milliseconds, (50, 95, 99))
     about = provenance() | {"command": f"python -m tools.prove.openpi_client --episodes={arguments.episodes}"}
+    about["load_average"] = round(os.getloadavg()[0], 1)  # others on the same cores
     result = {
-        "name": "openpi_client", **about, "client_versions": versions(python), "checkpoint_step": policy.step,
+        "name": "openpi_client", **about, "client_versions": client_versions, "checkpoint_step": policy.step,
         "mode": "policy", "execute_steps": horizon, "tasks": rows,
         "successes": sum(row["successes"] for row in rows.values()),
         "episodes": sum(row["episodes"] for row in rows.values()),

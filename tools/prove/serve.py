@@ -300,6 +300,7 @@ def main() -> None:
         found["exit_code_after_sigterm"] = running.end()
     about = provenance() | {"command": _command(), "seed": arguments.seed, "modes": modes,
                             "parameters": sum(x.size for x in _leaves(policy.params))}  # fmt: skip
+    about["load_average"] = round(os.getloadavg()[0], 1)  # others on the same cores
     about["versions"] |= {package: importlib.metadata.version(package) for package in ("websockets", "msgpack")}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({"name": "serve", **about, **found}, indent=1) + "\n")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wam.diffusion.sampler import Program
 from wam.policy import Chunk, Policy
 from wam.serving.metrics import Metrics
 from wam.serving.requests import Request
@@ -48,8 +49,11 @@ class Job:
         return self.request.mode, self.request.prefix is not None
 
 
-def infer(policy: Policy, jobs: Sequence[Job], size: int) -> list[tuple[Chunk, Any]]:
-    """One call of the policy for jobs of one kind, padded to `size` rows: (chunk, memory) of each."""
+def infer(policy: Policy, jobs: Sequence[Job], size: int, program: Program | None = None) -> list[tuple[Chunk, Any]]:
+    """One call of the policy for jobs of one kind, padded to `size` rows: (chunk, memory) of each.
+
+    `program`: how their mode is sampled; None: as the policy does by default.
+    """
     requests = [job.request for job in jobs]
     first = requests[0]
     chunks, memories = policy.infer_many(
@@ -57,6 +61,7 @@ def infer(policy: Policy, jobs: Sequence[Job], size: int) -> list[tuple[Chunk, A
         np.stack([job.ids for job in jobs]),
         [job.memory for job in jobs],
         mode=first.mode,
+        program=program,
         actions=None if first.actions is None else [request.actions for request in requests],
         videos=None if first.video is None else [request.video for request in requests],
         prefixes=None if first.prefix is None else [request.prefix for request in requests],
@@ -97,26 +102,22 @@ class Batcher:
     Args:
         policy: loaded.
         kinds: what will be asked for, (mode, with a prefix).
+        program: how its mode is sampled.
         most: rows of the largest call.
         window: seconds that the first request of a call waits for others.
         everyone: sessions that are open; once all of them wait, waiting longer brings nobody.
         thread: where the policy runs.
     """
 
-    def __init__(self, policy: Policy, kinds: Sequence[tuple[str, bool]], most: int, window: float,
-                 everyone: Callable[[], int], thread: ThreadPoolExecutor, metrics: Metrics):  # fmt: skip
+    def __init__(self, policy: Policy, kinds: Sequence[tuple[str, bool]], program: Program | None, most: int,
+                 window: float, everyone: Callable[[], int], thread: ThreadPoolExecutor, metrics: Metrics):  # fmt: skip
+        self.program = program
         self.policy, self.kinds, self.window, self.everyone = policy, tuple(kinds), window, everyone
         self.sizes, self.thread, self.metrics = sizes(most), thread, metrics
         self._waiting: list[Job] = []
         self._arrival = asyncio.Event()
-        self._computing = 0
         self.stopped = False
         """ends the warming up after the call under way"""
-
-    @property
-    def busy(self) -> int:
-        """Requests that have no answer yet."""
-        return len(self._waiting) + self._computing
 
     def warm_up(self, said: Callable[[str], None]) -> None:
         """Compiles every kind of request at every size, by answering. Blocks; ValueError: the policy refused a mode."""
@@ -128,7 +129,7 @@ class Batcher:
                     if self.stopped:
                         return
                     job = Job(request, np.array([0, 0, chunk], np.uint32), memory)
-                    ((_, memory),) = infer(self.policy, [job], size)
+                    ((_, memory),) = self._infer([job], size)
             said(f"warmed up {mode}{' with a prefix' if prefix else ''} at {len(self.sizes)} batch sizes up to "
                  f"{self.sizes[-1]} in {time.monotonic() - start:.1f} s")  # fmt: skip
 
@@ -151,11 +152,8 @@ class Batcher:
             if not jobs:
                 continue
             size = next(s for s in self.sizes if s >= len(jobs))
-            start, self._computing = time.monotonic(), len(jobs)
-            try:
-                answers = await loop.run_in_executor(self.thread, self._answers, jobs, size)
-            finally:
-                self._computing = 0
+            start = time.monotonic()
+            answers = await loop.run_in_executor(self.thread, self._answers, jobs, size)
             seconds = time.monotonic() - start
             self.metrics.call(jobs[0].request.mode, len(jobs), size, seconds)
             for job, answer in zip(jobs, answers, strict=True):
@@ -190,10 +188,14 @@ class Batcher:
         self._waiting = [job for job in self._waiting if job not in taken]
         return taken
 
+    def _infer(self, jobs: list[Job], size: int) -> list[tuple[Chunk, Any]]:
+        sampled = self.program is not None and self.program.mode == jobs[0].request.mode
+        return infer(self.policy, jobs, size, self.program if sampled else None)
+
     def _answers(self, jobs: list[Job], size: int) -> list[Any]:
         """(chunk, memory) or an exception of each job. A refusal concerns one of them: who, the single calls show."""
         try:
-            return infer(self.policy, jobs, size)
+            return self._infer(jobs, size)
         except Exception as error:
             if len(jobs) == 1 or not isinstance(error, ValueError):
                 return [error] * len(jobs)

@@ -37,9 +37,10 @@ class RequestReader:
     """From bytes to a `Request`, for one policy and the modes it is served in."""
 
     def __init__(self, observer: Observer, modes: tuple[str, ...], prefixes: bool = True,
-                 limits: Limits | None = None):  # fmt: skip
-        """ValueError: an observation key that is an option's, too."""
+                 filmed: tuple[str, ...] = MAKES_VIDEO, limits: Limits | None = None):  # fmt: skip
+        """`filmed`: modes whose video comes out clean. ValueError: an observation key that is an option's, too."""
         self.observer, self.modes, self.prefixes, self.limits = observer, modes, prefixes, limits
+        self.filmed = tuple(mode for mode in modes if mode in filmed)
         options = {*OPTIONS} - {"video"} | {f"video/{camera}" for camera in observer.cameras}
         self.known = {*options, *observer.keys}
         if taken := sorted(options & set(observer.keys)):
@@ -62,8 +63,9 @@ class RequestReader:
         return_video, reset = (_flag(sent, key) for key in ("return_video", "reset"))
         if mode not in MAKES_ACTIONS and not return_video:
             raise ValueError(f"mode {mode!r} answers with video alone: ask for it with return_video")
-        if mode not in MAKES_VIDEO and return_video:
-            raise ValueError(f"mode {mode!r} imagines no video to return; {', '.join(MAKES_VIDEO)} do")
+        if mode not in self.filmed and return_video:
+            others = f"; {', '.join(self.filmed)} does" if self.filmed else ""
+            raise ValueError(f"mode {mode!r} imagines no video to return{others}")
         if "prefix" in sent and not self.prefixes:
             raise ValueError("'prefix': this server was not started for requests with committed actions")
         if "prefix" in sent and mode not in MAKES_ACTIONS:

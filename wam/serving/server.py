@@ -27,11 +27,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
+from wam.diffusion.sampler import Program
 from wam.policy import Policy
 from wam.serving.batching import Answer, Batcher, Job
 from wam.serving.metrics import CONTENT_TYPE, Metrics
 from wam.serving.observations import Fit, ObservationMapping, Observer
-from wam.serving.requests import MAKES_ACTIONS, OPTIONS, RequestReader
+from wam.serving.requests import MAKES_ACTIONS, MAKES_VIDEO, OPTIONS, RequestReader
 from wam.serving.sessions import LimitError, Session, Sessions
 from wam.serving.wire import pack
 
@@ -127,16 +128,25 @@ class PolicyServer:
         load: makes the policy; called once, in the thread where the policy will run.
         mapping: the clients' names.
         fit: resizes images, where the mapping asks for it.
+        program: how its mode is sampled; the others as the policy does by default.
     """
 
     def __init__(self, config: ServerConfig, load: Callable[[], Policy], mapping: ObservationMapping | None = None,
-                 fit: Fit | None = None):  # fmt: skip
-        self.config, self._load, self._fit = config, load, fit
+                 fit: Fit | None = None, program: Program | None = None):  # fmt: skip
+        """ValueError: a program of a mode that is not served, or whose rows would depend on each other."""
+        if program and program.mode not in config.modes:
+            raise ValueError(
+                f"program {program.name!r} is of mode {program.mode!r}, the modes are {', '.join(config.modes)}"
+            )
+        if program and program.reuse and config.max_batch > 1:
+            raise ValueError("a program that reuses outputs decides for a whole batch: serve it with max_batch 1")
+        self.config, self._load, self._fit, self._program = config, load, fit, program
         self.mapping = mapping or ObservationMapping()
         self.metrics, self.sessions = Metrics(), Sessions(config.max_sessions, config.rate)
         self._thread = ThreadPoolExecutor(1, "policy")
         self.healthy = False
         self._ending = False
+        self._asking = 0
         self._batcher: Batcher | None = None
         self._server: Server | None = None
         self._running: asyncio.Task | None = None
@@ -145,26 +155,23 @@ class PolicyServer:
         self.metrics.watch("wam_sessions", "Sessions that are open.", lambda: len(self.sessions))
         self.metrics.watch("wam_connections", "TCP connections that are open.", lambda: self._connections.open)
         self.metrics.watch("wam_healthy", "1 once everything is compiled.", lambda: float(self.healthy))
-        self.metrics.watch("wam_busy", "Requests without an answer yet.", lambda: self._busy)
+        self.metrics.watch("wam_busy", "Requests without an answer yet.", lambda: self._asking)
 
     @property
     def port(self) -> int:
         assert self._server is not None
         return self._server.sockets[0].getsockname()[1]
 
-    @property
-    def _busy(self) -> int:
-        return self._batcher.busy if self._batcher else 0
-
     # ------------------------------------------------------------ from start to end
 
     async def listen(self) -> None:
         """Binds the port; health is 503 until `warm_up` is done. OSError: the port is taken."""
         c = self.config
+        # Robots send no Origin; a browser does, and no page it shows may speak to a server on this machine.
         self._server = await serve(
-            self._serve_session, c.host, c.port, process_request=self._process_request, compression=None,
-            max_size=c.max_message_bytes, max_queue=2, ping_interval=c.ping_seconds, ping_timeout=c.ping_seconds,
-            server_header=None, create_connection=self._connections.counted(),
+            self._serve_session, c.host, c.port, process_request=self._process_request, origins=[None],
+            compression=None, max_size=c.max_message_bytes, max_queue=2, ping_interval=c.ping_seconds,
+            ping_timeout=c.ping_seconds, server_header=None, create_connection=self._connections.counted(),
         )  # fmt: skip
 
     async def warm_up(self) -> None:
@@ -175,13 +182,15 @@ class PolicyServer:
         loop, c = asyncio.get_running_loop(), self.config
         policy = await loop.run_in_executor(self._thread, self._load)
         observer = Observer(self.mapping, policy, self._fit)
-        self._reader = RequestReader(observer, c.modes, c.prefixes)
-        self._metadata = pack(_metadata(policy, observer, c))
+        noisy = {self._program.mode} if self._program and not self._program.imagines else set()
+        filmed = tuple(mode for mode in MAKES_VIDEO if mode not in noisy)
+        self._reader = RequestReader(observer, c.modes, c.prefixes, filmed)
+        self._metadata = pack(_metadata(policy, observer, c, self._program))
         kinds = [(mode, False) for mode in c.modes]
         kinds += [(mode, True) for mode in c.modes if c.prefixes and mode in MAKES_ACTIONS]
         self._batcher = Batcher(
-            policy, kinds, c.max_batch, c.batch_window_ms / 1000, lambda: len(self.sessions), self._thread,
-            self.metrics,
+            policy, kinds, self._program, c.max_batch, c.batch_window_ms / 1000, lambda: len(self.sessions),
+            self._thread, self.metrics,
         )  # fmt: skip
         await loop.run_in_executor(self._thread, self._batcher.warm_up, log.info)
         self._running = asyncio.create_task(self._batcher.run())
@@ -195,9 +204,8 @@ class PolicyServer:
         if self._server is not None:
             self._server.close(close_connections=False)
             end = time.monotonic() + self.config.drain_seconds
-            while self._busy and time.monotonic() < end:
+            while self._asking and time.monotonic() < end:
                 await asyncio.sleep(0.01)
-            await asyncio.sleep(0)  # the last answers are on their way out
             closing = [c.close(_GOING_AWAY, "the server is shutting down") for c in self._server.connections]
             await asyncio.gather(*closing, return_exceptions=True)
             with contextlib.suppress(TimeoutError):
@@ -255,10 +263,13 @@ class PolicyServer:
             while True:
                 async with asyncio.timeout(self.config.idle_seconds):
                     message = await connection.recv()
-                start = time.monotonic()
-                outcome, reply = await self._reply(session, message, connection)
-                del message
-                await connection.send(reply)
+                start, self._asking = time.monotonic(), self._asking + 1
+                try:
+                    outcome, reply = await self._reply(session, message, connection)
+                    del message
+                    await connection.send(reply)
+                finally:
+                    self._asking -= 1
                 session.previous_seconds = time.monotonic() - start
                 self.metrics.requests.labels(outcome).inc()
                 self.metrics.request_seconds.observe(session.previous_seconds)
@@ -268,10 +279,13 @@ class PolicyServer:
             pass
         finally:
             self.sessions.close(session)
+            seconds = time.monotonic() - session.opened
+            log.info("session from %s: %d requests in %.1f s", connection.remote_address, session.requests, seconds)
 
     async def _reply(self, session: Session, message: bytes | str, connection: ServerConnection) -> tuple[str, Any]:
         """(how it ended, what to send): bytes for an answer, a sentence for everything else."""
         assert self._batcher is not None
+        session.requests += 1
         try:
             session.bucket.take()
             if self._ending:
@@ -334,13 +348,14 @@ def _response(return_video: bool, session: Session, answer: Answer) -> dict[str,
     return response | {"server_timing": milliseconds, "policy_timing": policy}
 
 
-def _metadata(policy: Policy, observer: Observer, config: ServerConfig) -> dict[str, Any]:
+def _metadata(policy: Policy, observer: Observer, config: ServerConfig, program: Program | None) -> dict[str, Any]:
     """The first message of a connection: what is served, and what a request may hold."""
     robots = {name: policy.embodiment(name) for name in policy.embodiments}
     return {
         "server": "wam",
         "checkpoint_step": int(policy.step),
         "modes": list(config.modes),
+        "program": {"name": program.name, "mode": program.mode, "steps": program.steps} if program else {},
         "modes_with_actions": [mode for mode in config.modes if mode in MAKES_ACTIONS],
         "image_size": [int(n) for n in policy.tokenizer.image_size],
         "action_horizon": int(policy.engine.config.action_horizon),

@@ -52,6 +52,10 @@ class Session:
     memory: Any = None
     """`wam.policy.Memory` as the last call returned it"""
     started: float = dataclasses.field(default_factory=time.monotonic)
+    opened: float = dataclasses.field(default_factory=time.monotonic)
+    """the connection"""
+    requests: int = 0
+    """of the connection, refused ones too"""
     previous_seconds: float | None = None
     """the whole of the last request, from its message to its answer"""
 
