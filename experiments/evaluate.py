@@ -167,22 +167,26 @@ class Evaluation:
         }
 
     def dynamics(self) -> dict[str, Any]:
-        """Forward and inverse dynamics and the tokenizer on the held-out stores, with the verdicts in words."""
-        from wam.evaluation import world_model
+        """Forward and inverse dynamics, self-consistency and the tokenizer on the held-out stores, with verdicts."""
+        from wam.evaluation import consistency, world_model
 
-        forward, inverse = {}, {}
+        forward, inverse, own = {}, {}, {}
         for kind in ("play", "expert"):
             batch, tasks = self._windows(kind)
             forward[kind] = world_model.forward_dynamics(self.policy, batch, tasks)
             inverse[kind] = world_model.inverse_dynamics(self.policy, batch, tasks)
+            own[kind] = consistency.self_consistency(self.policy, batch, tasks, steps=self.steps["joint"])
+            del own[kind]["actions"], own[kind]["imagined"]
             frames, actions = forward[kind].pop("frames"), inverse[kind].pop("actions")
             self._save_windows(kind, batch, tasks, frames, actions)
         psnr = float(np.mean([forward[kind]["psnr"]["ceiling"] for kind in forward]))
         return {
             "forward_dynamics": forward,
             "inverse_dynamics": inverse,
+            "consistency": own,
             "tokenizer": {"psnr": psnr},
-            "verdicts": world_model.verdicts(forward, inverse),
+            "verdicts": world_model.verdicts(forward, inverse)
+            + [consistency.verdict(kind, found) for kind, found in own.items()],
         }
 
     def _windows(self, kind: str) -> tuple[dict[str, np.ndarray], list[str]]:
