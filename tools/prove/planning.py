@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.planners import answer_by, make_planner
+from experiments.provenance import provenance
 from tools.prove.survive import ENV, ROOT
 from tools.render_readme import format_cell
 
@@ -167,6 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = [table_row(row, played[row], played["policy"]) for row in rows]
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps({
+        "name": "planning",
+        **provenance(),
         "command": "python -m tools.prove.planning " + " ".join(argv or sys.argv[1:]),
         "rows": table, "seeds": asked.seeds, "split": asked.split, "training_steps": asked.steps,
         "note": f"Seeds {', '.join(map(str, asked.seeds))}, {asked.steps} training steps each (short on purpose), "
