@@ -317,8 +317,8 @@ class Policy(Planning):
                 )
             if len(encoded) // k > (longest := self.assets["config"]["objective"].get("prefix_tokens", 0)):
                 raise ValueError(
-                    f"prefix: {len(encoded) // k} action tokens, this checkpoint was trained for at most {longest}: set "
-                    "objective.prefix_tokens and train"
+                    f"prefix: {len(encoded) // k} action tokens, this checkpoint was trained for at most {longest}: "
+                    "set objective.prefix_tokens and train"
                 )
             row["prefix"] = np.array([len(encoded) // k], np.int32)
         if encoded is not None:

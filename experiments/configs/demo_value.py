@@ -1,4 +1,4 @@
-"""The demo with all that acting in the loop asks for: a value query trained on rollouts, flash programs, frozen prefixes.
+"""The demo with what acting in the loop asks for: a value trained on rollouts, flash programs, frozen prefixes.
 
     tools/demo.sh                                  # runs/demo: the data and the first policy
     python -m experiments.rollouts --checkpoint=runs/demo --out=runs/demo/data --split=train,validation --perturb=0.5
