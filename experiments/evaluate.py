@@ -98,11 +98,10 @@ class Evaluation:
         return layouts
 
     def closed_loop(self, mode: str, *, way: Program | None = None, film: bool = False, swap: bool = False,
-                    planned: bool = False) -> dict[str, Any]:  # fmt: skip
+                    planner: Any = None) -> dict[str, Any]:  # fmt: skip
         """Success of the policy in `mode`; with `swap`, the recipe's pair of tasks under each other's instruction.
 
-        `way` is a program of this mode; by default, the standard one. `planned`: chunks are chosen by the planner of
-        the flags, if there is one, and only proposed by that program.
+        `way` is a program of this mode; by default, the standard one. A `planner` (see `planners`) chooses the chunks.
         """
         from wam.diffusion.sampler import program
         from wam.envs.metaworld import INSTRUCTIONS
@@ -114,7 +113,7 @@ class Evaluation:
             instructions = {first: INSTRUCTIONS[second], second: INSTRUCTIONS[first]}
             layouts = {task: self.layouts[task] for task in (first, second)}
         name, way, answer = "swapped" if swap else mode, way or program(mode, self.steps[mode]), None
-        if planned and (planner := planners.asked_for(way)):
+        if planner is not None:
             max_steps, workers = self.settings.max_steps, self.settings.workers
             answer = planners.answer_by(self.policy, planner, self.make_env, layouts, max_steps, workers)
         episodes = closed_loop.run_policy(
@@ -168,22 +167,26 @@ class Evaluation:
         }
 
     def dynamics(self) -> dict[str, Any]:
-        """Forward and inverse dynamics and the tokenizer on the held-out stores, with the verdicts in words."""
-        from wam.evaluation import world_model
+        """Forward and inverse dynamics, self-consistency and the tokenizer on the held-out stores, with verdicts."""
+        from wam.evaluation import consistency, world_model
 
-        forward, inverse = {}, {}
+        forward, inverse, own = {}, {}, {}
         for kind in ("play", "expert"):
             batch, tasks = self._windows(kind)
             forward[kind] = world_model.forward_dynamics(self.policy, batch, tasks)
             inverse[kind] = world_model.inverse_dynamics(self.policy, batch, tasks)
+            own[kind] = consistency.self_consistency(self.policy, batch, tasks, steps=self.steps["joint"])
+            del own[kind]["actions"], own[kind]["imagined"]
             frames, actions = forward[kind].pop("frames"), inverse[kind].pop("actions")
             self._save_windows(kind, batch, tasks, frames, actions)
         psnr = float(np.mean([forward[kind]["psnr"]["ceiling"] for kind in forward]))
         return {
             "forward_dynamics": forward,
             "inverse_dynamics": inverse,
+            "consistency": own,
             "tokenizer": {"psnr": psnr},
-            "verdicts": world_model.verdicts(forward, inverse),
+            "verdicts": world_model.verdicts(forward, inverse)
+            + [consistency.verdict(kind, found) for kind, found in own.items()],
         }
 
     def _windows(self, kind: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -310,7 +313,7 @@ def main(argv: list[str]) -> None:
             evaluate_all(evaluation)
             print(f"evaluate: wrote {workdir / 'metrics.json'} in {time.monotonic() - start:.0f} s")
             return
-        result = evaluation.closed_loop(way.mode, way=way, planned=True)
+        result = evaluation.closed_loop(way.mode, way=way, planner=planners.asked_for(way))
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"evaluate: {error}")
     for task, row in [*result["tasks"].items(), ("all", result)]:

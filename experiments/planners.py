@@ -50,12 +50,13 @@ def asked_for(proposals: Any) -> Any:
     """The planner that the flags ask for; None without `--planner`."""
     from wam.planning.cem import CemSettings
 
-    if not is_asked():
+    kind = _PLANNER.value
+    if kind is None:
         return None
-    if _PLANNER.value.startswith("cem"):
+    if kind.startswith("cem"):
         settings = CemSettings(samples=_SAMPLES.value, elites=_ELITES.value, iterations=_ITERATIONS.value)
-        return make_planner(_PLANNER.value, proposals, settings=settings)
-    return make_planner(_PLANNER.value, proposals, n=_N.value, futures=_FUTURES.value, aggregate=_AGGREGATE.value)
+        return make_planner(kind, proposals, settings=settings)
+    return make_planner(kind, proposals, n=_N.value, futures=_FUTURES.value, aggregate=_AGGREGATE.value)
 
 
 def answer_by(policy: Any, planner: Any, make_env: Any, layouts: Mapping[str, np.ndarray], max_steps: int,

@@ -15,11 +15,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import cli
+from experiments.programs import program_from_flags
+
+if TYPE_CHECKING:
+    from wam.diffusion.sampler import Program
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory that holds checkpoints/.")
 _OUT = flags.DEFINE_string("out", None, "Root of the stores, for instance the data of the run.")
@@ -27,7 +31,7 @@ _NAME = flags.DEFINE_string("name", "rollouts", "Of the store, which is its name
 _SPLIT = flags.DEFINE_list("split", ["train"], "Splits whose layouts are played: train, validation, or both.")
 _TASKS = flags.DEFINE_list("tasks", None, "Tasks; by default those of the training recipe.")
 _EPISODES = flags.DEFINE_integer("episodes", 20, "Episodes per task and split.", lower_bound=1)
-_MODE = flags.DEFINE_enum("mode", "policy", ["policy", "joint"], "How actions are sampled.")
+_MODE = flags.DEFINE_enum("mode", None, ["policy", "joint"], "How actions are sampled; see --program for more ways.")
 _STEPS = flags.DEFINE_integer("steps", None, "Sampler steps of a chunk; by default the policy's.", lower_bound=1)
 _EXECUTE = flags.DEFINE_integer(
     "execute_steps", None, "Control steps executed of each chunk; by default the recipe's.", lower_bound=1
@@ -48,8 +52,7 @@ class Rollouts:
 
     tasks: tuple[str, ...]
     episodes: int
-    mode: str
-    steps: int
+    program: Program
     execute_steps: int
     perturb: float
     imitate: bool
@@ -68,7 +71,6 @@ def collect_rollouts(policy: Any, root: Path, split: str, name: str, asked: Roll
     from data_pipelines.collect.rollouts import Recording
     from data_pipelines.collect.summary import store_rows
     from data_pipelines.store import finish_store
-    from wam.diffusion.sampler import program
     from wam.envs import env_factory
     from wam.envs.metaworld import SPLIT_SEEDS
     from wam.evaluation.closed_loop import Settings, run_policy
@@ -85,7 +87,7 @@ def collect_rollouts(policy: Any, root: Path, split: str, name: str, asked: Roll
         check_disjoint({f"{split}/{name}": layouts[task], **evaluated})
         env.close()
     identity = {
-        "rollouts": {**dataclasses.asdict(asked), "tasks": list(asked.tasks), "split": split},
+        "rollouts": json.loads(json.dumps({**dataclasses.asdict(asked), "split": split})),
         "policy": {"step": policy.step, "digest": json_digest(fingerprints(policy.params))},
         "simulator": json.loads(json.dumps({"name": sim["name"], "render": sim["render"]})),
     }
@@ -108,7 +110,7 @@ def collect_rollouts(policy: Any, root: Path, split: str, name: str, asked: Roll
         if todo:
             settings = Settings(max_steps=options["max_steps"], execute_steps=asked.execute_steps, workers=workers,
                                 seed=asked.seed, first=first)  # fmt: skip
-            run_policy(policy, recording, todo, program(asked.mode, asked.steps), asked.mode, settings,
+            run_policy(policy, recording, todo, asked.program, asked.program.mode, settings,
                        progress=f"{split} {first}-{first + BLOCK - 1}")  # fmt: skip
     finish_store(store, identity)
     shards = len(asked.tasks) * -(-asked.episodes // BLOCK)
@@ -136,8 +138,9 @@ def main(argv: list[str]) -> None:
         tasks = tuple(_TASKS.value or config["collect"]["tasks"])
         if unknown := [task for task in tasks if task not in TASKS]:
             raise ValueError(f"--tasks: unknown task {unknown[0]!r}; choose from {', '.join(sorted(TASKS))}")
+        steps = dict.fromkeys(DEFAULT_STEPS, _STEPS.value) if _STEPS.value else DEFAULT_STEPS
         asked = Rollouts(
-            tasks, _EPISODES.value, _MODE.value, _STEPS.value or DEFAULT_STEPS[_MODE.value],
+            tasks, _EPISODES.value, program_from_flags(_MODE.value, steps),
             _EXECUTE.value or config["evaluate"]["execute_steps"], _PERTURB.value, _IMITATE.value, _SEED.value,
         )  # fmt: skip
         for split in _SPLIT.value:

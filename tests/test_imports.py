@@ -47,7 +47,12 @@ FORBIDDEN = {
 # Heavy modules, and the only files (or folders) of the libraries that are about them.
 HEAVY = {
     "h5py": ("data_pipelines/sources/hdf5.py", "data_pipelines/sources/egodex.py"),
-    "matplotlib": ("wam/evaluation/plots.py", "wam/evaluation/report.py", "wam/evaluation/dataset_plots.py"),
+    "matplotlib": (
+        "wam/evaluation/plots.py",
+        "wam/evaluation/report.py",
+        "wam/evaluation/dataset_plots.py",
+        "wam/evaluation/diagnostic_plots.py",
+    ),
     "websockets": ("wam/serving/",),
     "prometheus_client": ("wam/serving/",),
     "av": ("data_pipelines/sources/video.py", "data_pipelines/video_codec.py"),

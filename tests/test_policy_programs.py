@@ -1,35 +1,33 @@
-"""Programs through the public API, on a real (tiny) checkpoint."""
+"""Programs through the public API."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
+from tests.helpers import small_config, small_observation, small_policy
 from wam.diffusion.reuse import Reuse
 from wam.diffusion.sampler import Guidance, program
-from wam.policy import load_policy
-
-pytestmark = pytest.mark.requires_sim
 
 
 @pytest.fixture(scope="module")
-def policy(debug_run):
-    return load_policy(debug_run, unroll=False)
+def policy():
+    return small_policy(small_config(depth=1), drop_text=0.0)
 
 
 def test_reuse_is_off_at_threshold_one(policy):
-    """The network of the checkpoint gives the same bits where nothing is ever skipped."""
-    observation, plain = policy.example_observation(), program("joint", 5, solver="unipc")
+    """Where nothing is ever skipped the answer stays, up to what a compiler rounds otherwise around a condition."""
+    observation, plain = small_observation(policy), program("joint", 5, solver="unipc")
     off, never = (
         policy.infer(observation, program=dataclasses.replace(plain, reuse=reuse))[0] for reuse in (None, Reuse(1.0, 3))
     )
-    np.testing.assert_array_equal(never.actions, off.actions)
+    np.testing.assert_allclose(never.actions, off.actions, atol=1e-5)
     for camera, frames in off.video.items():
-        np.testing.assert_array_equal(never.video[camera], frames)
+        assert np.abs(never.video[camera].astype(int) - frames).max() <= 1
     assert off.evaluations == never.evaluations == 5
 
 
 def test_guidance_needs_a_checkpoint_that_knows_silence(policy):
     guided = program("joint", 1, video_guidance=Guidance(3.0))
     with pytest.raises(ValueError, match=r"video_guidance: this checkpoint was trained with objective.drop_text 0"):
-        policy.infer(policy.example_observation(), program=guided)
+        policy.infer(small_observation(policy), program=guided)

@@ -23,7 +23,7 @@ CONFIG = small_config(chunks=M, latent_frames=1 + M * f, frames_per_latent=r, hi
 
 @pytest.fixture(scope="module")
 def policy():
-    return small_policy(CONFIG)
+    return small_policy(CONFIG, prefix_tokens=3)
 
 
 @pytest.fixture(scope="module")

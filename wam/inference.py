@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -66,7 +67,7 @@ class Engine:
 
 def served(model: JointDiT) -> JointDiT:
     """The same network for sampling: layers one by one unless they are scanned, weights in their compute dtype."""
-    if not model.config.scan_layers:
+    if isinstance(model.blocks, nnx.Dict) and not model.config.scan_layers:
         model.blocks = unstack(model.blocks, model.config.depth)
     round_weights(model)
     return model

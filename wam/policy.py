@@ -238,7 +238,7 @@ class Policy(Planning):
         """Like `infer` for several sessions at once, padded to `batch_size` (one compilation).
 
         Every row may have a mode and a program of its own. `ids` [n, 3] uint32 keys the noise of each row, so that an
-        answer does not depend on its neighbours.
+        answer does not depend on its neighbours; but rows that reuse outputs (`Program.reuse`) decide on it together.
         """
         n = len(observations)
         size = batch_size or n
@@ -314,6 +314,11 @@ class Policy(Planning):
                 raise ValueError(
                     f"prefix: expected a multiple of {k} actions (an action token's), fewer than the "
                     f"{cfg.action_horizon} of a chunk, got {len(encoded)}"
+                )
+            if len(encoded) // k > (longest := self.assets["config"]["objective"].get("prefix_tokens", 0)):
+                raise ValueError(
+                    f"prefix: {len(encoded) // k} action tokens, this checkpoint was trained for at most {longest}: "
+                    "set objective.prefix_tokens and train"
                 )
             row["prefix"] = np.array([len(encoded) // k], np.int32)
         if encoded is not None:

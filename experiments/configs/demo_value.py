@@ -1,12 +1,13 @@
-"""The demo with a value query, trained jointly from scratch on demonstrations, play and rollouts of a first policy.
+"""The demo with what acting in the loop asks for: a value trained on rollouts, flash programs, frozen prefixes.
 
     tools/demo.sh                                  # runs/demo: the data and the first policy
     python -m experiments.rollouts --checkpoint=runs/demo --out=runs/demo/data --split=train,validation --perturb=0.5
     python -m experiments.train    --config=experiments/configs/demo_value.py --workdir=runs/value --budget_minutes=8
     python -m experiments.evaluate --checkpoint=runs/value --planner=best_of_n:value --n=8 --split=validation
 
-The query costs one token a chunk and takes no samples away: it learns from every forward and inverse sample whose
-outcome is known. A bigger policy would be finetuned instead (Cosmos Policy, arXiv:2601.16163, does so on its rollouts).
+Trained jointly from scratch on demonstrations, play and rollouts of a first policy. The query costs one token a chunk
+and takes no samples away: it learns from every forward and inverse sample whose outcome is known. A bigger policy would
+be finetuned instead (Cosmos Policy, arXiv:2601.16163, does so on its rollouts).
 """
 
 from ml_collections import ConfigDict
@@ -20,4 +21,8 @@ def get_config() -> ConfigDict:
     config.data.weights = {"expert": 0.5, "play": 0.26, "ego": 0.04, "rollouts": 0.2}
     config.data.value = {"gamma": 0.5, "kinds": ("expert", "rollout")}
     config.model.value_bins = 51
+    # For flash programs, whose actions are clean before the video is: a half of what is joint in the demo.
+    config.objective.modes.update({"joint": 0.15, "async": 0.15})
+    # For real-time chunking: up to three of a chunk's four action tokens may be decided already.
+    config.objective.prefix_tokens = 3
     return config

@@ -38,7 +38,8 @@ def path(n: int, rng: np.random.Generator) -> np.ndarray:
 
 def success(successes: int, episodes: int) -> dict:
     p = successes / episodes
-    return {"success": p, "successes": successes, "episodes": episodes, "ci95": [max(0, p - 0.15), min(1, p + 0.1)]}
+    return {"success": p, "successes": successes, "episodes": episodes, "ci95": [max(0, p - 0.15), min(1, p + 0.1)],
+            "outcomes": [int(i < successes) for i in range(episodes)]}  # fmt: skip
 
 
 def write_metrics(folder: pathlib.Path) -> None:
@@ -68,6 +69,10 @@ def write_metrics(folder: pathlib.Path) -> None:
             "expert": {"r2": 0.88, "r2_wrong_video": 0.05, "policy_r2": 0.71, "r2_gripper": 0.93},
             "play": {"r2": 0.42, "r2_wrong_video": -0.31, "policy_r2": 0.01, "r2_gripper": 0.12},
         },
+        "consistency": {
+            "expert": {"r2": 0.83, "r2_wrong_video": -0.71, "error": 0.2, "error_wrong_video": 0.7, "windows": 128},
+            "play": {"r2": 0.41, "r2_wrong_video": -0.6, "error": 0.4, "error_wrong_video": 0.8, "windows": 128},
+        },
         "tokenizer": {"psnr": 34.1},
         "train": TRAIN,
         "phases": {"collect": 161.0, "train": 431.2, "evaluate": 120.5},
@@ -79,6 +84,15 @@ def write_metrics(folder: pathlib.Path) -> None:
         "split": "validation",
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def write_open_loop(folder: pathlib.Path) -> None:
+    dims = {name: {"policy": 0.02 * i, "mean": 0.05, "hold": 0.06} for i, name in enumerate(NAMES, 1)}
+    row = {"embodiment": "sawyer_metaworld", "windows": 160, "episodes": 12, "skill": 0.61, "skill_ci95": [0.52, 0.70]}
+    (folder / "open_loop.json").write_text(
+        json.dumps({"mode": "policy", "steps": 2, "split": "validation", "checkpoint_step": 2000,
+                    "sources": {"expert": {**row, "dims": dims}}, "left_out": {"ego": "has no actions"}})
+    )  # fmt: skip
 
 
 def write_training(folder: pathlib.Path) -> None:
@@ -186,6 +200,7 @@ def write_run(folder: pathlib.Path) -> pathlib.Path:
     )
     write_metrics(folder)
     write_training(folder)
+    write_open_loop(folder)
     for kind in ("expert", "play"):
         write_dynamics(folder / "eval", kind)
     for mode in ("policy", "joint"):

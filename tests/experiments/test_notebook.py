@@ -29,7 +29,7 @@ def test_runs_from_top_to_bottom(notebook, debug_run, monkeypatch):
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 4  # actions, joint, forward, learning curves
+    assert len(pictures) == 5  # actions, joint, inverse of the imagined video, forward, learning curves
     printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     assert "cameras" in printed
     assert not [output for output in outputs if output.output_type == "error"]

@@ -226,10 +226,11 @@ def test_evaluation_writes_metrics(debug_run):
         assert {"true", "shuffled", "zero", "copy_last", "ceiling"} == set(forward["psnr"]) == set(forward["moving"])
         assert 0 <= forward["win_rate"] <= 1
         assert {"r2", "r2_wrong_video", "policy_r2"} <= set(metrics["inverse_dynamics"][kind])
+        assert {"r2", "r2_wrong_video", "error", "error_wrong_video", "windows"} == set(metrics["consistency"][kind])
         with np.load(debug_run / "eval" / f"dynamics_{kind}.npz", allow_pickle=False) as images:
             np.testing.assert_array_equal(images["real"][:, 0], images["true"][:, 0])
     assert metrics["train"]["steps"] == 20
-    assert len(metrics["verdicts"]) == 4
+    assert len(metrics["verdicts"]) == 6
     assert "window" in write_report(debug_run).read_text()
 
 

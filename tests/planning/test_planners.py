@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.planning.conftest import make_policy
+from tests.helpers import small_config, small_policy
+from tests.planning.conftest import CONFIG
 from wam.diffusion.sampler import program
 from wam.planning.best_of_n import BestOfN
 from wam.planning.cem import CemSettings
@@ -55,7 +56,7 @@ def test_a_known_scorer_finds_its_favourite(policy, observations, monkeypatch):
     planner = BestOfN(n=6, futures=1, score="agreement", aggregate="mean")
     chunks, _, infos = policy.plan_many(observations, IDS, planner=planner)
     for chunk, info in zip(chunks, infos, strict=True):
-        assert chunk.actions[0, 0] == pytest.approx(info["scores"].max(), abs=1e-5)
+        assert chunk.actions[0, 0] == pytest.approx(2 * info["scores"].max(), abs=1e-5)  # as the robot is normalised
         assert np.ptp(info["scores"]) > 0.1
 
 
@@ -70,8 +71,8 @@ def test_action_values_are_those_of_the_policy(policy, observations):
 
 def test_a_value_reads_the_video_it_is_given(policy, observations):
     """V(s') is of what is shown: other frames, another value; the same for actions; never both."""
-    h = observations[0]["images"]["front"].shape[0]
-    frames = [{c: np.full((2, h, h, 3), level, np.uint8) for c in ("front", "side")} for level in (0, 255)]
+    h = observations[0]["images"]["camera0"].shape[0]
+    frames = [{c: np.full((2, h, h, 3), level, np.uint8) for c in policy.cameras} for level in (0, 255)]
     dark, light = (policy.value(observations[0], video=video) for video in frames)
     assert min(dark, light) > 0 and abs(dark - light) > 1e-4
     with pytest.raises(ValueError, match="expected either `actions` or `video`"):
@@ -83,7 +84,7 @@ def test_cem_moves_towards_the_goal_within_its_clips(policy, observations, start
     planner = ModelCEM(start=start, settings=FEW, hold=4)
     chunks, _, infos = policy.plan_many(observations, IDS, planner=planner)
     for chunk, info in zip(chunks, infos, strict=True):
-        assert np.abs(chunk.actions).max() <= 0.5 + 1e-6  # the normaliser of this robot is the identity
+        assert np.abs(chunk.actions).max() <= 2 * 0.5 + 1e-6  # in units of the robot
         assert info["energy"].shape == (2,)
         assert (info["best"] <= info["energy"] + 1e-6).all() and np.isfinite(info["energy"]).all()
         if start == "zero":
@@ -97,7 +98,7 @@ def test_cem_moves_towards_the_goal_within_its_clips(policy, observations, start
 
 def test_a_goal_of_another_size_or_none_is_named(policy, observations):
     small = {**observations[0], "goal": {c: image[:8] for c, image in observations[0]["goal"].items()}}
-    with pytest.raises(ValueError, match=r"observation.goal\['front'\]: expected uint8 \[16, 16, 3\], got uint8 \[8"):
+    with pytest.raises(ValueError, match=r"observation.goal\['camera0'\]: expected uint8 \[16, 16, 3\], got uint8 \[8"):
         policy.plan(small, planner=ModelCEM(settings=FEW))
     bare = {name: value for name, value in observations[0].items() if name != "goal"}
     with pytest.raises(ValueError, match="the observation lacks 'goal'"):
@@ -107,16 +108,18 @@ def test_a_goal_of_another_size_or_none_is_named(policy, observations):
 
 
 def test_what_a_checkpoint_lacks_is_said(observations):
-    plain = make_policy(modes={"joint": 1.0}, value_bins=0)
+    plain = small_policy(small_config(**{**CONFIG, "value_bins": 0}))
+    modes = plain.assets["config"]["objective"]["modes"]
     with pytest.raises(ValueError, match=r"no value query \(model.value_bins is 0\)"):
         plain.value(observations[0], actions=np.zeros((8, 4)))
-    with pytest.raises(ValueError, match="mode 'forward': this checkpoint was trained for"):
-        plain.plan(observations[0], planner=BestOfN(n=2))
-    dynamics = make_policy(modes={"joint": 0.5, "forward": 0.5}, value_bins=0)
     with pytest.raises(ValueError, match="no value query"):
-        dynamics.plan(observations[0], planner=BestOfN(n=2))
-    with pytest.raises(ValueError, match="mode 'inverse': this checkpoint"):
-        dynamics.plan(observations[0], planner=BestOfN(n=2, score="agreement"))
+        plain.plan(observations[0], planner=BestOfN(n=2))
+    modes["inverse"] = 0.0
+    with pytest.raises(ValueError, match="mode 'inverse': this checkpoint was trained for"):
+        plain.plan(observations[0], planner=BestOfN(n=2, score="agreement"))
+    modes["forward"] = 0.0
+    with pytest.raises(ValueError, match="mode 'forward': this checkpoint"):
+        plain.plan(observations[0], planner=ModelCEM())
 
 
 @pytest.mark.parametrize(

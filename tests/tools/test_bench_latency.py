@@ -10,6 +10,7 @@ import pytest
 from tools.bench import harness, latency
 from tools.bench import latency_cases as cases
 from tools.bench.latency_cases import Case, Program, fields
+from tools.bench.latency_rows import agreement, goal_note, percentiles
 from tools.bench.worker import Worker, WorkerError
 
 TINY = Case(
@@ -58,6 +59,23 @@ def test_every_form_of_our_program_gives_the_same_answer(dual):
         np.testing.assert_allclose(other["actions"], main["actions"], atol=1e-5, err_msg=form.name)
 
 
+def test_networks_are_served_in_their_compute_dtype_layer_by_layer():
+    import jax
+    from flax import nnx
+
+    from tests.helpers import small_config
+    from wam.inference import served
+    from wam.models.joint_dit import create
+
+    model = nnx.eval_shape(lambda: served(create(small_config(dtype="bfloat16", scan_layers=False))))
+    config = model.config
+    assert len(model.blocks) == config.depth
+    up = model.blocks[0]["video"].up.kernel
+    assert (up.shape, up.dtype) == ((config.video_width, config.video_mlp), jax.numpy.bfloat16)
+    kept = (model.blocks[0]["video"].q_norm.scale, model.sigma["video"].input.kernel, model.null_text)
+    assert {x.dtype.name for x in kept} == {"float32"}
+
+
 def test_programs_are_called_by_name():
     for program in (*cases.PROGRAMS, *cases.FORMS, *cases.QUICK):
         assert Program.named(program.name) == program
@@ -70,7 +88,7 @@ def test_pytorch_gives_the_same_answers(dual):
     spec, ours = dual
     theirs = TorchLatency(spec)
     for name in ("joint, 2 steps", "forward, 2 steps", "policy, 2 steps"):
-        said = latency.agreement(ours.call(name)(), theirs.call(name)(), "float32")
+        said = agreement(ours.call(name)(), theirs.call(name)(), "float32")
         assert ("actions differ by" in said) == (not name.startswith("forward"))
         assert ("pixels" in said) == (not name.startswith("policy"))
 
@@ -84,30 +102,28 @@ def test_pytorch_gives_the_same_answers_with_one_expert(tmp_path):
     more = fields(text_attention=False, video_prediction="velocity")
     spec = spec_of(dataclasses.replace(TINY, topology="shared", model_fields=TINY.model_fields + more), tmp_path)
     mine, theirs = OurLatency(spec).call("joint, 2 steps")(), TorchLatency(spec).call("joint, 2 steps")()
-    latency.agreement(mine, theirs, "float32")
+    agreement(mine, theirs, "float32")
 
 
 def test_answers_that_differ_are_never_timed():
     actions, pixels = np.ones((8, 4), np.float32), np.full((1, 2, 4, 4, 3), 7, np.uint8)
-    said = latency.agreement(
-        {"actions": actions, "pixels": pixels}, {"actions": actions, "pixels": pixels + 1}, "float32"
-    )
+    said = agreement({"actions": actions, "pixels": pixels}, {"actions": actions, "pixels": pixels + 1}, "float32")
     assert said == "actions differ by 0.0e+00, pixels by 1 of 255"
     for name, change in (("actions", 1e-3), ("actions", np.nan), ("pixels", 2)):
         theirs = {"actions": actions, "pixels": pixels}
         theirs[name] = (theirs[name] + change).astype(theirs[name].dtype)
         with pytest.raises(WorkerError, match=f"{name} differ by .*so nothing was timed"):
-            latency.agreement({"actions": actions, "pixels": pixels}, theirs, "float32")
+            agreement({"actions": actions, "pixels": pixels}, theirs, "float32")
     with pytest.raises(WorkerError, match=r"\['actions'\] here and \[\] in PyTorch"):
-        latency.agreement({"actions": actions}, {}, "float32")
+        agreement({"actions": actions}, {}, "float32")
     with pytest.raises(WorkerError, match=r"\[8, 4\] here and \[7, 4\]"):
-        latency.agreement({"actions": actions}, {"actions": actions[:7]}, "float32")
+        agreement({"actions": actions}, {"actions": actions[:7]}, "float32")
 
 
 def test_medians_are_of_blocks_and_tails_of_all_calls_together():
     blocks = [[0.001] * 50, [0.002] * 49 + [0.1]]
-    assert latency.percentiles(blocks, 50) == [1.0, 2.0]
-    (p95,), (p99,) = (latency.percentiles(blocks, p) for p in (95, 99))
+    assert percentiles(blocks, 50) == [1.0, 2.0]
+    (p95,), (p99,) = (percentiles(blocks, p) for p in (95, 99))
     assert p95 == pytest.approx(2.0)
     assert 2.0 <= p99 < 100.0
 
@@ -115,10 +131,10 @@ def test_medians_are_of_blocks_and_tails_of_all_calls_together():
 def test_goals_are_named_on_the_chip_they_are_for():
     base = next(case for case in cases.GPU if case.size == "base" and case.topology == "shared")
     ten, four = cases.PROGRAMS[:2]
-    assert latency.goal_note(base, ten, "NVIDIA H200", 19.0) == "; goal: at most 20 ms a chunk (50 chunks/s), reached"
-    assert latency.goal_note(base, ten, "NVIDIA H200", 21.0).endswith("missed")
-    assert latency.goal_note(base, four, "NVIDIA H200", 1.0) == latency.goal_note(base, ten, "NVIDIA L4", 1.0) == ""
-    assert "reached" in latency.goal_note(cases.DEMO, Program("policy", 2), "cpu", 3.0)
+    assert goal_note(base, ten, "NVIDIA H200", 19.0) == "; goal: at most 20 ms a chunk (50 chunks/s), reached"
+    assert goal_note(base, ten, "NVIDIA H200", 21.0).endswith("missed")
+    assert goal_note(base, four, "NVIDIA H200", 1.0) == goal_note(base, ten, "NVIDIA L4", 1.0) == ""
+    assert "reached" in goal_note(cases.DEMO, Program("policy", 2), "cpu", 3.0)
 
 
 def test_the_demo_is_the_recipes_shape():

@@ -9,9 +9,9 @@ README.md.
 
 Both sides start from the same weights, observation and noise, in processes of their own with the same environment (that
 of tools/env.sh), and must give the same actions and pixels before anything is timed: in float32 to 1e-4 (actions) and
-one grey level (pixels). Then blocks of calls alternate: ours, theirs, theirs, ours; every call is timed by itself. An
-answer is everything from the observation on the host to the chunk on the host: copies, tokenising, the context once,
-every Euler step, and the pixels of what was imagined.
+one grey level (pixels); what is timed in bfloat16 is compared in float32 first. Then blocks of calls alternate: ours,
+theirs, theirs, ours; every call is timed by itself. An answer is everything from the observation on the host to the
+chunk on the host: copies, tokenising, the context once, every Euler step, and the pixels of what was imagined.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
-import io
 import itertools
 import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +34,9 @@ from tools.bench import harness
 from tools.bench import latency_cases as cases
 from tools.bench.command import check_machine, environment, find_device, parser, say, write
 from tools.bench.latency_cases import Case, Program
+from tools.bench.latency_rows import agreement, decoding, goal_note, percentiles
 from tools.bench.worker import ROOT, Worker, WorkerError
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
-"""Of normalised actions, which are of order one: the largest difference, or in bfloat16 the root mean square."""
-GREY = {"float32": 1, "bfloat16": 12}
-"""Levels out of 255 by which pixels may differ: rounding decides the last."""
 PERCENTILES = (50, 95, 99)
 
 
@@ -88,9 +83,12 @@ class Bench:
         self.effort = QUICK if quick else FULL
         self.numbers = itertools.count()
 
-    @property
-    def programs(self) -> tuple[Program, ...]:
-        return cases.QUICK if self.quick else cases.PROGRAMS
+    def programs(self, case: Case) -> tuple[Program, ...]:
+        return tuple(program for program in case.programs if program in cases.QUICK or not self.quick)
+
+    def forms_of(self, case: Case) -> tuple[Program, ...]:
+        """Unrolled steps take as long to compile as all else together."""
+        return tuple(form for form in case.forms if form.form != cases.UNROLLED or not self.quick)
 
     @property
     def peers(self) -> tuple[Side, ...]:
@@ -144,10 +142,11 @@ class Bench:
         try:
             workers[OURS] = self.start(OURS, place)
             missing = dict(self.start_peers(place, workers))
-            for program in self.programs:
+            for program in self.programs(case):
                 rows += self.program(case, program, workers, place, missing)
                 calibration.append(harness.calibrate())
-            rows += self.forms(case, workers, place)
+            if case.forms:
+                rows += self.forms(case, workers, place)
             rows += self.stages(case, workers, place)
             if case.through_policy:
                 rows += self.through_policy(case, workers, place)
@@ -158,6 +157,19 @@ class Bench:
         calibration.append(harness.calibrate())
         note = "2048 x 2048 float32 matmul of numpy on the host between the programs: how even the machine was"
         return [*rows, harness.row(f"{case.name}: calibration", "TFLOP/s", calibration, note=note)]
+
+    def check(self, case: Case) -> None:
+        """Equality in float32 of a network that is timed in bfloat16."""
+        exact = dataclasses.replace(case, dtype="float32")
+        place = self.prepare(exact)
+        for name in (cases.MAIN.name, cases.JOINT.name):
+            answers = []
+            for side in (OURS, EAGER):  # one after the other: two of them may not fit
+                worker = self.start(side, place)
+                answers.append(self.first(worker, name, place)[1])
+                worker.stop()
+            say(f"{exact.name}: {name}: {agreement(answers[0], answers[1], exact.dtype)}")
+        (place / "arrays.npz").unlink()
 
     def start_peers(self, place: Path, workers: dict[Side, Worker]) -> Iterator[tuple[Side, str]]:
         """Starts every peer; yields those that cannot be started, and why."""
@@ -201,9 +213,9 @@ class Bench:
         mine = measured[OURS, program.name]
         rows = []
         for side, note in said.items():
-            theirs = measured[side, program.name]
+            other = measured[side, program.name]
             rows += [harness.row(f"{what}: p{p}", "ms", percentiles(mine, p), peer=side.peer,
-                                 theirs=percentiles(theirs, p), note=note) for p in PERCENTILES]  # fmt: skip
+                                 theirs=percentiles(other, p), note=note) for p in PERCENTILES]  # fmt: skip
             if program == cases.MAIN:
                 rows.append(
                     harness.row(
@@ -229,9 +241,10 @@ class Bench:
 
     def forms(self, case: Case, workers: dict[Side, Worker], place: Path) -> list[dict[str, Any]]:
         """Our program against other ways of writing it."""
-        for form in cases.FORMS:
+        forms = self.forms_of(case)
+        for form in forms:
             self.first(workers[OURS], form.name, place)
-        calls = [(OURS, program.name) for program in (cases.MAIN, *cases.FORMS)]
+        calls = [(OURS, program.name) for program in (cases.MAIN, *forms)]
         measured = self.measure(workers, calls, f"{case.name}: forms of {cases.MAIN.name}")
         mine = percentiles(measured[calls[0]], 50)
         told = {
@@ -243,7 +256,7 @@ class Bench:
             harness.row(f"{case.name}: {cases.MAIN.name}, forms: p50", "ms", mine, peer=told[form.form],
                         theirs=percentiles(measured[OURS, form.name], 50),
                         note="ours: one compiled loop over the steps, layers one after the other, the context once")
-            for form in cases.FORMS
+            for form in forms
         ]  # fmt: skip
 
     def stages(self, case: Case, workers: dict[Side, Worker], place: Path) -> list[dict[str, Any]]:
@@ -266,7 +279,7 @@ class Bench:
 
     def through_policy(self, case: Case, workers: dict[Side, Worker], place: Path) -> list[dict[str, Any]]:
         rows = []
-        for program in [p for p in self.programs if p.mode != "forward"]:
+        for program in [p for p in self.programs(case) if p.mode != "forward"]:
             name = f"Policy.infer, {program.name}"
             self.first(workers[OURS], name, place)
             calls = [(OURS, name), (OURS, program.name)]
@@ -291,7 +304,7 @@ class Bench:
         env = environment(place, gpu=self.device == "cuda", isolate=False)
         worker = Worker(OURS.module, place / "spec.json", log=place / "log.txt", env=env)
         try:
-            for program in (*self.programs, *(form for form in cases.FORMS if form.form != cases.SCANNED)):
+            for program in (*self.programs(case), *(f for f in self.forms_of(case) if f.form != cases.SCANNED)):
                 said = worker.ask({"call": program.name})
                 sizes = ", ".join(
                     f"{said[n] / 2**20:,.0f} MiB of {n}" for n in ("arguments", "temporaries") if n in said
@@ -299,66 +312,6 @@ class Bench:
                 yield f"{case.name}: {program.name}: compiled in {said['first']:.1f} s; {sizes}"
         finally:
             worker.stop()
-
-
-def percentiles(blocks: Sequence[Sequence[float]], percent: int) -> list[float]:
-    """Milliseconds: of every block its median; of the tails, all calls together: a block is too short to have them."""
-    if percent == 50:
-        return [1000 * float(np.median(block)) for block in blocks]
-    return [1000 * float(np.percentile(np.concatenate(blocks), percent))]
-
-
-def goal_note(case: Case, program: Program, chip: str, milliseconds: float) -> str:
-    goal = case.goal(program, chip)
-    if goal is None:
-        return ""
-    said = "reached" if milliseconds <= goal else "missed"
-    return f"; goal: at most {goal:g} ms a chunk ({1000 / goal:g} chunks/s), {said}"
-
-
-def agreement(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], dtype: str) -> str:
-    """How nearly the answers agree, in words; WorkerError where they differ by more than is allowed."""
-    if ours.keys() != theirs.keys() or not ours:
-        raise WorkerError(f"the answer has {sorted(ours)} here and {sorted(theirs)} in PyTorch: nothing timed")
-    said = []
-    for name, mine in ours.items():
-        other = theirs[name]
-        if mine.shape != other.shape:
-            raise WorkerError(f"{name} are {list(mine.shape)} here and {list(other.shape)} in PyTorch: nothing timed")
-        difference = np.abs(mine.astype(np.float64) - other)
-        exact = dtype == "float32" or name == "pixels"
-        error = float(difference.max() if exact else np.sqrt(np.mean(difference**2)))
-        allowed = GREY[dtype] if name == "pixels" else TOLERANCE[dtype]
-        if not error <= allowed:
-            raise WorkerError(
-                f"{name} differ by {error:.1e} where {allowed:g} is allowed: this is not the same network, so nothing "
-                "was timed"
-            )
-        said.append(f"{name} differ by {error:.1e}" if name != "pixels" else f"pixels by {error:.0f} of 255")
-    return ", ".join(said)
-
-
-def decoding(case: Case) -> list[dict[str, Any]]:
-    """A row for decoding the JPEGs of one observation on the host, where something here can."""
-    if not importlib.util.find_spec("PIL"):
-        say("stage decode: no row, it needs pillow")
-        return []
-    from PIL import Image
-
-    height, width = case.image_size
-    row, column = np.mgrid[0:height, 0:width]
-    noise = np.random.default_rng(0).normal(0, 8, (height, width, 3))
-    waves = 128 + 90 * np.stack([np.sin(row / 9), np.cos(column / 13), np.sin((row + column) / 21)], -1)
-    encoded = io.BytesIO()
-    Image.fromarray(np.clip(waves + noise, 0, 255).astype(np.uint8)).save(encoded, "JPEG", quality=90)
-    views, seconds = case.model("xla").views, []
-    for _ in range(50):
-        start = time.perf_counter()
-        for _ in range(views):
-            np.asarray(Image.open(io.BytesIO(encoded.getvalue())).convert("RGB"))
-        seconds.append(1000 * (time.perf_counter() - start))
-    note = f"{views} JPEGs of {height} x {width} by pillow, {len(encoded.getvalue()):,} bytes each; on the host"
-    return [harness.row(f"{case.name}: stage decode: p50", "ms", seconds, note=note)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -379,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             bench = Bench(device, found[1], Path(folder), arguments.quick)
             for case in wanted:
-                print(f"{case.name}: {len(bench.programs)} programs, against {len(bench.peers)} ways of PyTorch")
+                print(f"{case.name}: {len(bench.programs(case))} programs, against {len(bench.peers)} ways of PyTorch")
                 for line in bench.by_shape(case) if device == found[0] else ():
                     print(line, flush=True)
         return
@@ -387,6 +340,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def measure(folder: Path) -> list[dict[str, Any]]:
         bench = Bench(device, found[1], folder, arguments.quick)
+        for case in wanted:
+            if case.dtype != "float32" and bench.peers:
+                bench.check(case)
         return [row for case in wanted for row in bench.rows(case)]
 
     write("latency", argv, arguments, found[1], measure)

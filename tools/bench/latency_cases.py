@@ -44,7 +44,7 @@ class Program:
 
 PROGRAMS = (*(Program("policy", n) for n in (10, 4, 2, 1)), Program("joint", 10), Program("forward", 10))
 QUICK = (Program("policy", 10), Program("policy", 2), Program("joint", 10), Program("forward", 10))
-MAIN = PROGRAMS[0]
+MAIN, JOINT = PROGRAMS[0], PROGRAMS[4]
 FORMS = tuple(dataclasses.replace(MAIN, form=form) for form in (UNROLLED, SCANNED, RECOMPUTED))
 
 STAGES = ("host to device", "tokenise", "context", "policy step", "joint step", "detokenise", "device to host")
@@ -72,6 +72,8 @@ class Case:
     """(program, milliseconds at most, where)."""
     through_policy: bool = False
     """`Policy.infer` is measured too."""
+    programs: tuple[Program, ...] = PROGRAMS
+    forms: tuple[Program, ...] = FORMS
 
     @property
     def name(self) -> str:
@@ -135,7 +137,8 @@ THOUSAND = fields(grid=(32, 32), latent_channels=64, latent_frames=2, frames_per
 """One image of 512 x 512 pixels; a chunk of 32 actions, and where it is imagined one latent frame of 1,024 tokens."""
 
 SMALL = Case("small", THOUSAND, text_tokens=16, executed=16)
-CPU = (DEMO, SMALL)
+CPU = (DEMO, dataclasses.replace(SMALL, programs=(PROGRAMS[0], PROGRAMS[3]), forms=()))
+"""On two cores a thousand tokens take seconds: not a size for a CPU, and here to show it."""
 
 H200 = tuple((f"policy, {n} step{'s' * (n > 1)}", ms, "h200") for n, ms in ((10, 20.0), (2, 10.0), (1, 10.0)))
 GPU = (

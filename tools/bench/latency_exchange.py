@@ -24,7 +24,8 @@ UNREAD = ("imitate", "value", "value_mask", "source", "sample_id")
 
 def observation(config: ModelConfig, spec: dict[str, Any]) -> Batch:
     """One row with the first frame alone, and the actions that `forward` is given."""
-    fields = config.batch_spec(*spec["image_size"], spec["text_tokens"])
+    height, width = spec["image_size"]
+    fields = config.batch_spec(height, width, spec["text_tokens"])
     batch = fake_batch(fields, 1, embodiments=config.embodiments, cameras=config.cameras, seed=spec["seed"])
     batch["video"] = np.ascontiguousarray(batch["video"][:, :, :1])
     return {name: array for name, array in batch.items() if name not in UNREAD}

@@ -208,8 +208,8 @@ def by_shape(spec: dict[str, Any]) -> tuple[dict[str, Any], Answer]:
     """Compiles the answers of a case without its weights: does it fit, and how long does compiling take?"""
     config = build(ModelConfig, spec["model"])
     model = nnx.eval_shape(lambda: served(create(config)))
-    graph, params, constants = nnx.split(model, nnx.Param, Constant)
-    params, constants = nnx.to_pure_dict(params), nnx.to_pure_dict(constants)
+    graph, *states = nnx.split(model, nnx.Param, Constant)
+    params, constants = map(nnx.to_pure_dict, states)
     apply = Apply(graph, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), constants))
     tokens = patch_pca(config, spec["patch"], tokenizer(config, spec["patch"], 0))
 

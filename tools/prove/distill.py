@@ -16,6 +16,7 @@ steps, or does not end nearer to the teacher's 8 steps than the teacher itself d
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import subprocess
@@ -182,15 +183,10 @@ def main() -> None:
         for name, steps in SYSTEMS.items():
             for n in steps:
                 for mode in MODES:
-                    made = cell(
-                        workdir / "cells" / f"{name}-{n}-{mode}-s{seed}.json",
-                        lambda run=of[name], mode=mode, n=n, seed=seed: closed_loop(
-                            run, mode, n, seed, arguments.split, arguments.episodes
-                        ),
-                        asked,
-                    )
+                    make = functools.partial(closed_loop, of[name], mode, n, seed, arguments.split, arguments.episodes)
+                    made = cell(workdir / "cells" / f"{name}-{n}-{mode}-s{seed}.json", make, asked)
                     cells.setdefault((name, n, mode), []).append(made)
-        distances.append(cell(workdir / "cells" / f"ends-s{seed}.json", lambda of=of: ends(of), asked))
+        distances.append(cell(workdir / "cells" / f"ends-s{seed}.json", functools.partial(ends, of), asked))
         runs.append({"seed": seed, "teacher": teacher.name, **about})
 
     from experiments.provenance import provenance

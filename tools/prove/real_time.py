@@ -5,7 +5,8 @@
 Every answer comes `delay` control steps (of 1/80 s) after its observation, and the world goes on meanwhile. `naive`
 executes, stops and waits; `async` lets a chunk take over when it comes; `ensemble` averages the chunks that cover a
 step (ACT); `guided` pulls a chunk to the rest of the old one; `frozen_prefix` is told what is executed meanwhile, and
-needs a checkpoint that was trained with `objective.prefix_tokens`. Where nothing is left to execute the robot holds.
+needs a checkpoint that was trained with `objective.prefix_tokens`. Where nothing is left to execute the robot holds,
+or does what `--on_miss` says. Guidance wants about five sampler steps (`--steps 5`).
 
 The same command goes on where it was stopped. Results go to tools/prove/results/real_time.json; seam jerk is
 `wam.evaluation.real_time.seam_jerk` of the increments, in the robot's units.
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from wam.serving.executor import ON_MISS
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "tools" / "prove" / "results" / "real_time.json"
@@ -38,7 +41,7 @@ class Simulation:
     """One checkpoint and its simulator."""
 
     def __init__(self, checkpoint: Path, *, episodes: int, split: str, workers: int, tasks: list[str] | None,
-                 execute: int, steps: int | None):  # fmt: skip
+                 execute: int, steps: int | None, on_miss: str):  # fmt: skip
         from wam.diffusion.sampler import program
         from wam.envs import env_factory
         from wam.envs.metaworld import SPLIT_SEEDS
@@ -47,7 +50,8 @@ class Simulation:
 
         self.policy = load_policy(checkpoint, unroll=False)
         config = self.policy.assets["config"]
-        self.max_steps, self.workers, self.execute = config["evaluate"]["max_steps"], workers, execute
+        self.max_steps, self.workers = config["evaluate"]["max_steps"], workers
+        self.execute, self.on_miss = execute, on_miss
         self.make_env = env_factory(config["sim"]["name"], config["sim"]["render"], max_steps=self.max_steps)
         self.program = program("policy", steps) if steps else self.policy.program("policy")
         self.layouts = {}
@@ -68,7 +72,7 @@ class Simulation:
             "execute": execute,
             "horizon": self.policy.config.action_horizon,
             "sampler_steps": self.program.steps,
-            "on_miss": "hold",
+            "on_miss": on_miss,
         }
 
     def run(self, way: str, delay: int, seed: int) -> dict[str, Any]:
@@ -78,7 +82,8 @@ class Simulation:
         from wam.serving.continuation import Continuation
 
         continuation = Continuation(self.policy, WAYS[way]["strategy"], self.program)
-        config = continuation.config(self.robot, execute=self.execute, ensemble=WAYS[way].get("ensemble"))
+        config = continuation.config(self.robot, execute=self.execute, on_miss=self.on_miss,
+                                     ensemble=WAYS[way].get("ensemble"))  # fmt: skip
         settings = Settings(max_steps=self.max_steps, workers=self.workers, seed=seed)
         episodes = real_time.run(continuation, self.make_env, self.layouts, settings, config, self.limits, delay,
                                  progress=f"{way}, {delay} steps late, seed {seed}")  # fmt: skip
@@ -132,6 +137,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--execute", type=int, default=8, help="actions of a chunk before the next is asked for")
     parser.add_argument("--steps", type=int, help="sampler steps; by default the policy's")
+    parser.add_argument("--on_miss", choices=ON_MISS, default="hold", help="where no action is left")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
@@ -141,7 +147,7 @@ def main() -> None:
     try:
         simulation = Simulation(
             arguments.checkpoint, episodes=arguments.episodes, split=arguments.split, workers=arguments.workers,
-            tasks=arguments.tasks, execute=arguments.execute, steps=arguments.steps,
+            tasks=arguments.tasks, execute=arguments.execute, steps=arguments.steps, on_miss=arguments.on_miss,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         sys.exit(f"real_time: {error}")

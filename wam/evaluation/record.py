@@ -51,6 +51,8 @@ class RunRecord:
     mixture: dict[str, Any] | None
     phases: dict[str, float]
     """Seconds a phase, with `total`."""
+    open_loop: dict[str, Any] | None = None
+    """open_loop.json."""
 
     @classmethod
     def read(cls, workdir: str | Path) -> RunRecord:
@@ -69,7 +71,7 @@ class RunRecord:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
                 raise ValueError(f"{history}: line {number} is damaged; delete that line") from None
-        optional = {name: folder / f"{name}.json" for name in ("mixture", "phases")}
+        optional = {name: folder / f"{name}.json" for name in ("mixture", "phases", "open_loop")}
         found = {name: read_json(path) for name, path in optional.items() if path.is_file()}
         metrics = read_json(folder / "metrics.json")
         return cls(
@@ -79,6 +81,7 @@ class RunRecord:
             rows=rows,
             mixture=found.get("mixture"),
             phases=metrics.get("phases", {}) | found.get("phases", {}),
+            open_loop=found.get("open_loop"),
         )
 
     def dynamics(self) -> dict[str, dict[str, np.ndarray]]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from wam.evaluation import plots
+from wam.evaluation import plots, report_diagnostics
 from wam.evaluation.page import Html, figure, join, note, page, table, tag
 from wam.evaluation.record import CASE_NAMES, POLICY_NAMES, RunRecord, duration, number, percent, train_sentence
 from wam.evaluation.report_media import Budget, figure_uri
@@ -46,6 +46,8 @@ def write_report(workdir: str | Path) -> Path:
         ("Closed loop", _closed_loop(run, budget)),
         ("World model", _world_model(run, budget)),
         ("Inverse dynamics", _inverse_dynamics(run)),
+        ("Self-consistency", report_diagnostics.consistency(run)),
+        ("Open loop", report_diagnostics.open_loop(run)),
         ("Training", _training(run)),
         ("Data", _data(run)),
         ("Run", _about(run)),
@@ -117,6 +119,7 @@ def _closed_loop(run: RunRecord, budget: Budget) -> Html:
     parts += [note(f"No {said} evaluation in this run.") for name, said in POLICY_NAMES.items() if name not in closed]
     uri = figure_uri(plots.plot_success(closed))
     parts.append(figure(uri, "Success with 95 % Wilson intervals.", alt="Success per task with intervals"))
+    parts += [tag("h3", "With and without imagination"), report_diagnostics.imagination(run)]
     hz = control_hz(run)
     for mode in ("policy", "joint"):
         episodes = run.episodes(mode)

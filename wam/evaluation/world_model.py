@@ -139,6 +139,13 @@ def forward_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
     }
 
 
+def explained(target: np.ndarray, guess: np.ndarray, mask: np.ndarray, dims: Sequence[int]) -> float:
+    """R^2 over the masked steps of actions [n, M, K, A], all of `dims` together, against their mean action."""
+    t, g, m = target[..., dims], guess[..., dims], mask[..., dims]
+    mean = (t * m).sum((0, 1, 2)) / np.maximum(1, m.sum((0, 1, 2)))
+    return float(1 - (((t - g) ** 2) * m).sum() / max(1e-9, (((t - mean) ** 2) * m).sum()))
+
+
 def inverse_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: int = 32) -> dict[str, Any]:
     """R^2 of the actions inferred from the right video, from another window's video, and of the blind policy.
 
@@ -157,15 +164,9 @@ def inverse_dynamics(policy: Policy, batch: Batch, tasks: Sequence[str], size: i
     moves = [i for i, kind in enumerate(spec.model_action_kinds) if kind != "gripper"]
     grips = [i for i, kind in enumerate(spec.model_action_kinds) if kind == "gripper"]
     target, mask = batch["action"], batch["action_mask"]
-
-    def r2(guess: np.ndarray, dims: list[int]) -> float:
-        t, g, m = target[..., dims], guess[..., dims], mask[..., dims]
-        mean = (t * m).sum((0, 1, 2)) / np.maximum(1, m.sum((0, 1, 2)))
-        return float(1 - (((t - g) ** 2) * m).sum() / max(1e-9, (((t - mean) ** 2) * m).sum()))
-
-    out: dict[str, Any] = {name: r2(guess, moves) for name, guess in guesses.items()}
+    out: dict[str, Any] = {name: explained(target, guess, mask, moves) for name, guess in guesses.items()}
     if grips and target[..., grips][mask[..., grips]].std() > 1e-3:  # a gripper that never moves explains nothing
-        out["r2_gripper"] = r2(guesses["r2"], grips)
+        out["r2_gripper"] = explained(target, guesses["r2"], mask, grips)
     return {
         **out,
         "windows": len(target),

@@ -56,7 +56,9 @@ class JointDiT(nnx.Module):
             return ExpertBlock(*width_mlp, config.heads, config.head_dim, rngs=rngs, text=config.text_attention,
                                text_norm=config.text_norm, image=image, dtype=dtype)  # fmt: skip
 
-        self.blocks = nnx.Dict({n: stack(widths[n], n == "video" and config.image_dim > 0, rngs) for n in names})
+        self.blocks: nnx.Dict | nnx.List = nnx.Dict(
+            {n: stack(widths[n], n == "video" and config.image_dim > 0, rngs) for n in names}
+        )
         self.sigma = nnx.Dict({n: SigmaEmbedder(config.time_width, widths[n][0], rngs=rngs) for n in names})
         read_text = names if config.text_attention else ()
         linear: dict[str, Any] = {"rngs": rngs, "axes": (None, "embed"), "dtype": dtype}

@@ -132,4 +132,4 @@ def round_weights(model: nnx.Module) -> None:
         if isinstance(module, Linear | EmbodimentBank) and module.dtype != jnp.float32:
             for weight in (module.kernel, module.bias):
                 if weight is not None:
-                    weight[...] = weight[...].astype(module.dtype)
+                    weight.set_value(weight[...].astype(module.dtype))

@@ -41,11 +41,12 @@ class ExecutorConfig:
     `frozen_prefix` and `guided`: likewise, and the request tells what is executed meanwhile, so that the answer can
     continue it (`wam.diffusion.inpainting`)."""
     on_miss: str = "hold"
-    """Where no action is left and no answer there: `hold` (no increments, the last of what is absolute), `repeat` (the
-    last action as it was: increments go on), `slow_down` (what is left is stretched to the expected answer, then held).
-    """
+    """Where no action is left and no answer there: `hold` (no increments, the last of what is absolute; the plan waits
+    with the robot), `slow_down` (likewise, and what is left is stretched to the expected answer before), `repeat` (the
+    last action as it was: increments and the plan's time go on)."""
     steps_per_token: int = 1
-    """A frozen prefix is rounded up to whole action tokens of so many steps."""
+    """A frozen prefix is rounded up to whole action tokens of so many steps; where the plan has fewer left, down. So
+    `execute` is best a multiple of it."""
     longest_prefix: int | None = None
     """In steps, what the policy was trained for; None: all but the last token of a chunk."""
     ensemble: float | None = None
@@ -100,7 +101,7 @@ class ChunkExecutor:
         self._asked: _Asked | None = None
         self._latencies: collections.deque[float] = collections.deque(maxlen=config.window)
         self._step = 0
-        # Plan time: control steps, but that it runs slower where the plan is stretched.
+        # Plan time: control steps, but that it runs slower where the plan is stretched, and rests where the robot does.
         self._time = 0.0
         self._counts = dict.fromkeys(("requests", "answers", "waited", "missed", "slowed", "late"), 0)
 
@@ -141,8 +142,10 @@ class ChunkExecutor:
         if self.stopped is None:
             self._count(rate)
         self.source = FALLBACK if action is None else self._chunks[-1].number
-        if action is None:
-            action = self.gate.last if self.config.on_miss == "repeat" and self._chunks else self.gate.still()
+        if action is None and self._chunks and self.config.on_miss == "repeat":
+            action = self.gate.last
+        elif action is None:
+            action, rate = self.gate.still(), 0.0
         self._step += 1
         self._time += rate
         return self.gate.send(action)
@@ -279,11 +282,11 @@ class ChunkExecutor:
         token = cfg.steps_per_token if cfg.strategy == "frozen_prefix" else 1
         longest = cfg.horizon - token if cfg.longest_prefix is None else cfg.longest_prefix
         frozen = min(math.ceil(self._expected / token) * token, longest)
-        if cfg.on_miss == "slow_down":  # what is left takes as long as it has to
+        if cfg.on_miss != "repeat":  # then the plan waits
             frozen = min(frozen, len(planned) // token * token)
         last = gate.last
         for i in range(frozen):
             if i == len(planned):
-                planned.append(last if cfg.on_miss == "repeat" else np.where(gate.delta, 0, last))
+                planned.append(last)
             planned[i] = last = gate.limits.apply(planned[i], last)  # as it will be sent
         return np.array(planned, np.float32).reshape(-1, len(last)), frozen

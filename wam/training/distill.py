@@ -79,8 +79,8 @@ def read_teacher(config: DistillConfig) -> Teacher:
         "digest": json_digest(fingerprints(params)),
         "git": saved.assets.get("git"),
     }
-    host = jax.device_get((params, saved.constants, saved.tokenizer))
-    return Teacher(config, *host, saved.assets, about)
+    params, constants, tokenizer = jax.device_get((params, saved.constants, saved.tokenizer))
+    return Teacher(config, params, constants, tokenizer, saved.assets, about)
 
 
 def check_teacher(teacher: Teacher, shapes: Mapping[str, tuple[int, ...]], finetune: FinetuneConfig) -> None:
