@@ -148,6 +148,7 @@ def main() -> None:
     from wam.envs.metaworld import SPLIT_SEEDS
     from wam.policy import load_policy
 
+    about = provenance() | {"load_average": round(os.getloadavg()[0], 1)}  # others on the same cores
     policy = load_policy(arguments.checkpoint)
     config = policy.assets["config"]
     most, horizon = config["evaluate"]["max_steps"], config["evaluate"]["execute_steps"]
@@ -174,8 +175,7 @@ def main() -> None:
         code = running.end()
     assert worst <= TOLERANCE, f"the client executed actions that are off by {worst}"
     percentiles = np.percentile(milliseconds, (50, 95, 99))
-    about = provenance() | {"command": f"python -m tools.prove.openpi_client --episodes={arguments.episodes}"}
-    about["load_average"] = round(os.getloadavg()[0], 1)  # others on the same cores
+    about |= {"command": f"python -m tools.prove.openpi_client --episodes={arguments.episodes}"}
     result = {
         "name": "openpi_client", **about, "client_versions": client_versions, "checkpoint_step": policy.step,
         "mode": "policy", "execute_steps": horizon, "tasks": rows,

@@ -288,6 +288,7 @@ def main() -> None:
     from experiments.provenance import provenance
     from wam.policy import load_policy
 
+    about = provenance() | {"load_average": round(os.getloadavg()[0], 1)}  # others on the same cores
     modes = ("policy", "joint")
     flags = (f"--max_batch={arguments.max_batch}", f"--max_sessions={arguments.sessions + 32}")
     with server(checkpoint, workdir / "server.txt", *flags) as running:
@@ -298,9 +299,8 @@ def main() -> None:
                   marker=workdir / "loaded_a_pickle")
         )  # fmt: skip
         found["exit_code_after_sigterm"] = running.end()
-    about = provenance() | {"command": _command(), "seed": arguments.seed, "modes": modes,
-                            "parameters": sum(x.size for x in _leaves(policy.params))}  # fmt: skip
-    about["load_average"] = round(os.getloadavg()[0], 1)  # others on the same cores
+    about |= {"command": _command(), "seed": arguments.seed, "modes": modes,
+              "parameters": sum(x.size for x in _leaves(policy.params))}  # fmt: skip
     about["versions"] |= {package: importlib.metadata.version(package) for package in ("websockets", "msgpack")}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({"name": "serve", **about, **found}, indent=1) + "\n")
