@@ -48,10 +48,10 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
     from experiments.fitted import set_constants
     from wam.checkpoint import read_everything
     from wam.config import MeshConfig
-    from wam.diffusion import losses
     from wam.diffusion.modes import MODE_NAMES, draw
     from wam.training import sharding
-    from wam.training.step import latents_of
+    from wam.training.distill import read_teacher
+    from wam.training.step import latents_of, networks
     from wam.training.trainer import Trainer
 
     config = ConfigDict(json.loads((workdir / "config.json").read_text())["config"])
@@ -67,6 +67,7 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
         data.model, recipe.objective, recipe.optimizer, data.fitted.tokenizer, mesh, batch_size=len(batch["source"]),
         sources=len(recipe.sources), prepare=lambda model: set_constants(model, data.fitted),
         finetune=recipe.finetune, augment=augment,
+        teacher=read_teacher(recipe.distill) if recipe.distill.teacher else None,
     )  # fmt: skip
     state = trainer.init(steps=1, seed=record["seed"])
     saved = (int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
@@ -85,8 +86,8 @@ def replay(record: dict[str, Any], workdir: Path, checkpoint: int | None) -> lis
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         draws = draw(key, batch, data.model, recipe.objective)
         latents = latents_of(augment(key, batch), data.fitted.tokenizer)
-        model = trainer.apply.model(params)
-        return losses.loss_terms(model, batch, latents, draws, with_video=recipe.objective.with_video), draws.mode
+        of = networks(trainer.apply, params, params, trainer.fixed)
+        return trainer.terms(of, batch, latents, draws), draws.mode
 
     with jax.set_mesh(mesh):
         terms, modes = jax.device_get(errors(state.params, placed))
