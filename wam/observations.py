@@ -80,6 +80,7 @@ class Observations:
                  encode_text: TextEncoder):  # fmt: skip
         self.model, self.image_size, self.encode_text = model, image_size, encode_text
         self.cameras = tuple(assets["cameras"])
+        self.longest_prefix = assets["config"]["objective"].get("prefix_tokens", 0)
         self._texts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.table = [Embodiment.from_json(entry) for entry in assets["embodiments"]]
 
@@ -148,6 +149,40 @@ class Observations:
         robot = self.embodiment(observation["embodiment"])
         encoded = robot.encode_action(actions, np.asarray(observation["state"], np.float32))
         row["action"][0, : len(actions)] = _pad(encoded, self.model.action_dim)
+
+    def give(self, row: Batch, observation: Mapping[str, Any], mode: str, actions: Any, video: Any, prefix: Any
+             ) -> None:  # fmt: skip
+        """Puts what is given in a mode (or None) into a row; ValueError if the mode wants something else.
+
+        See `Policy.infer`; `inference.sampled` says what becomes of the fields `prefix` and `future`.
+        """
+        robot, K, k = observation["embodiment"], self.model.action_horizon, self.model.steps_per_token
+        for name, needs, given in (("actions", "forward", actions), ("video", "inverse", video)):
+            if (mode == needs) != (given is not None):
+                raise ValueError(
+                    f"mode {needs!r} needs `{name}`" if given is None else f"mode {mode!r} takes no `{name}`"
+                )
+        if prefix is not None and mode == "forward":
+            raise ValueError("mode 'forward' takes no `prefix`: all its actions are given")
+        if actions is not None:
+            self.fill(row, self.actions(actions, robot, exactly=K), observation)
+        elif prefix is not None:
+            decided = self.actions(prefix, robot, "prefix")
+            tokens = len(decided) // k
+            if len(decided) % k or len(decided) >= K:
+                raise ValueError(
+                    f"prefix: expected a multiple of {k} actions (an action token's), fewer than the {K} of a chunk, "
+                    f"got {len(decided)}"
+                )
+            if tokens > self.longest_prefix:
+                raise ValueError(
+                    f"prefix: {tokens} action tokens, this checkpoint was trained for at most {self.longest_prefix}: "
+                    "set objective.prefix_tokens and train"
+                )
+            row["prefix"] = np.array([tokens], np.int32)
+            self.fill(row, decided, observation)
+        if video is not None:
+            row["future"] = self.pictures(video, robot, self.model.video_frames - 1, "video")
 
     def actions(self, actions: Any, embodiment: str, name: str = "actions", exactly: int | None = None) -> np.ndarray:
         """f32 [n, raw dim], checked; `exactly`: what n has to be. ValueError names the argument."""

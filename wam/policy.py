@@ -250,7 +250,9 @@ class Policy(Planning):
         for i, observation in enumerate(observations):
             row, ring = self.sessions.row(observation, memories[i]) if self.sessions else (
                 self.observations.row(observation), None)  # fmt: skip
-            self._give(row, observation, programs[i].mode, *(x[i] if x else None for x in (actions, videos, prefixes)))
+            self.observations.give(
+                row, observation, programs[i].mode, *(x[i] if x else None for x in (actions, videos, prefixes))
+            )
             rows.append(row)
             rings.append(ring)
         fill = _filled(rows)
@@ -291,41 +293,6 @@ class Policy(Planning):
                 raise ValueError("video_guidance: this checkpoint was trained with objective.drop_text 0, so it has no "
                                  "answer without an instruction")  # fmt: skip
         return programs
-
-    def _give(
-        self, row: Batch, observation: Mapping[str, Any], mode: str, actions: Any, video: Any, prefix: Any
-    ) -> None:
-        """Puts what is given into a row; ValueError if the mode wants something else."""
-        robot, cfg = observation["embodiment"], self.engine.config
-        for name, needs, given in (("actions", "forward", actions), ("video", "inverse", video)):
-            if (mode == needs) != (given is not None):
-                raise ValueError(
-                    f"mode {needs!r} needs `{name}`" if given is None else f"mode {mode!r} takes no `{name}`"
-                )
-        if prefix is not None and mode == "forward":
-            raise ValueError("mode 'forward' takes no `prefix`: all its actions are given")
-        encoded = None
-        if actions is not None:
-            encoded = self.observations.actions(actions, robot, exactly=cfg.action_horizon)
-        elif prefix is not None:
-            encoded = self.observations.actions(prefix, robot, "prefix")
-            k = cfg.steps_per_token
-            if len(encoded) % k or len(encoded) >= cfg.action_horizon:
-                raise ValueError(
-                    f"prefix: expected a multiple of {k} actions (an action token's), fewer than the "
-                    f"{cfg.action_horizon} of a chunk, got {len(encoded)}"
-                )
-            if len(encoded) // k > (longest := self.assets["config"]["objective"].get("prefix_tokens", 0)):
-                raise ValueError(
-                    f"prefix: {len(encoded) // k} action tokens, this checkpoint was trained for at most {longest}: "
-                    "set objective.prefix_tokens and train"
-                )
-            row["prefix"] = np.array([len(encoded) // k], np.int32)
-        if encoded is not None:
-            self.observations.fill(row, encoded, observation)
-        if video is not None:
-            frames = cfg.video_frames - 1
-            row["future"] = self.observations.pictures(video, robot, frames, "video")
 
     def _chunk(self, actions: Any, video: Any, robot: str, evaluations: int) -> Chunk:
         return Chunk(
