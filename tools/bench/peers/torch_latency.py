@@ -8,7 +8,6 @@ mode "reduce-overhead") leaves the launches between them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tools.bench import latency_cases as cases
 from tools.bench.latency_cases import Program
-from tools.bench.latency_side import Result, serve
+from tools.bench.latency_side import Result, seconds_of, serve
 from tools.bench.peers.torch_inference import Answers, Tokenizer
 from tools.bench.peers.torch_joint import Tensors
 from tools.bench.peers.torch_layers import load
@@ -48,24 +47,28 @@ class TorchLatency:
         self.model.cast()
         tensors = {name: torch.from_numpy(array) for name, array in arrays["tokenizer"].items()}
         self.tokens = Tokenizer(tensors, self.config.grid, spec["patch"]).to(self.device)
-        if self.compile:
-            self.model.compile_parts(COMPILED)
-            for name in ("encode", "decode"):
-                setattr(self.tokens, name, torch.compile(getattr(self.tokens, name), dynamic=False))
         read = arrays["batch"] | {f"noise/{name}": array for name, array in arrays["noise"].items()}
         self.host = {name: torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array)
                      for name, array in read.items()}  # fmt: skip
         self.note = ""
+        if self.device == "cpu":
+            self._choose_threads(self._quietly(self.program(cases.MAIN)))  # compiled programs have theirs built in
+        if self.compile:
+            self.model.compile_parts(COMPILED)
+            for name in ("encode", "decode"):
+                setattr(self.tokens, name, torch.compile(getattr(self.tokens, name), dynamic=False))
 
     def call(self, name: str) -> Callable[[], Any]:
         run = self.stages()[name]() if name in cases.STAGES else self.program(Program.named(name))
+        return self._quietly(run)
+
+    def _quietly(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """Without what only training needs."""
 
         def quietly() -> Any:
             with torch.inference_mode(), self._attention():
                 return run()
 
-        if self.device == "cpu" and not self.compile and not self.note:
-            self._choose_threads(quietly)
         return quietly
 
     def _attention(self) -> Any:
@@ -80,10 +83,7 @@ class TorchLatency:
         threads, seconds = torch.get_num_threads(), {}
         for count in (threads, 1):
             torch.set_num_threads(count)
-            run()
-            start = time.perf_counter()
-            run()
-            seconds[count] = time.perf_counter() - start
+            seconds[count] = min(seconds_of(run, 3, 2.0))
         torch.set_num_threads(min(seconds, key=lambda count: seconds[count]))
         self.note = f"PyTorch uses {torch.get_num_threads()} of {threads} threads, which is faster"
 
