@@ -15,6 +15,9 @@ from tools.bench.peers.torch_joint import Fixed, Given, JointDiT, Seen, Tensors,
 from tools.bench.peers.torch_layers import EmbodimentBank, Linear
 from wam.config import ModelConfig, ObjectiveConfig
 
+WHOLE = 4
+"""Layers up to which a step is compiled whole: with more it takes too long."""
+
 
 class Context(NamedTuple):
     """An observation as every step reads it."""
@@ -60,12 +63,15 @@ class Answers(JointDiT):
         super().__init__(config, ObjectiveConfig())
 
     def compile_parts(self, mode: str) -> None:
-        """Each layer apart, as for training: equal layers share one program."""
+        """The context and a step whole where layers are few; else each layer apart: equal ones share one program."""
         torch._dynamo.config.recompile_limit = 64  # first, middle and last layers, with and without video
-        for layer in self.layers:
-            layer.observe = torch.compile(layer.observe, dynamic=False, mode=mode)
-            layer.denoise = torch.compile(layer.denoise, dynamic=False, mode=mode)
-        for name in ("embed_context", "embed_noisy", "advance", "places"):
+        names = ["context", "denoise"]
+        if len(self.layers) > WHOLE:
+            names = ["embed_context", "embed_noisy", "advance", "places"]
+            for layer in self.layers:
+                layer.observe = torch.compile(layer.observe, dynamic=False, mode=mode)
+                layer.denoise = torch.compile(layer.denoise, dynamic=False, mode=mode)
+        for name in names:
             setattr(self, name, torch.compile(getattr(self, name), dynamic=False, mode=mode))
 
     def context(self, batch: Tensors) -> Context:
