@@ -73,8 +73,8 @@ class Policy(Planning):
         # One chunk at a time: the same parameters, whatever the number of chunks of a training sample.
         one = dataclasses.replace(self.config, chunks=1, latent_frames=1 + self.config.frames_per_chunk,
                                   history_chunks=self.config.window)  # fmt: skip
-        self.engine = self._engine(one, saved.constants)
-        self.whole = self.engine if self.config.chunks == 1 else self._engine(self.config, saved.constants)
+        self._constants = saved.constants
+        self.engine = self._engine(one)
         self.observations = Observations(assets, one, self.tokenizer.image_size, self.encode_text)
         self.sessions = Sessions(self.observations, one, ahead) if self.config.chunks > 1 else None
         self._imagination = Imagination(self.engine, self.observations, self.sessions)
@@ -82,9 +82,14 @@ class Policy(Planning):
             for name in self.embodiments:
                 check_timing(self.embodiment(name), self.config)
 
-    def _engine(self, config: ModelConfig, constants: Any) -> Engine:
+    def _engine(self, config: ModelConfig) -> Engine:
         graph, *_ = nnx.split(nnx.eval_shape(lambda: create(config)), nnx.Param, Constant)
-        return Engine(Apply(graph, constants), self.params, self.tokenizer, config)
+        return Engine(Apply(graph, self._constants), self.params, self.tokenizer, config)
+
+    @functools.cached_property
+    def whole(self) -> Engine:
+        """For all chunks of a training sample at once."""
+        return self.engine if self.config.chunks == 1 else self._engine(self.config)
 
     # ------------------------------------------------------------ what callers ask about
 
@@ -184,9 +189,7 @@ class Policy(Planning):
 
         Raises ValueError naming the field that is wrong.
         """
-        number = memory.chunk if memory else 0
-        key = jax.random.key(0) if key is None else key
-        ids = np.array([*np.asarray(jax.random.key_data(key)).ravel()[-2:], number], np.uint32)
+        ids = np.array([*_words(key), memory.chunk if memory else 0], np.uint32)
         chunks, memories = self.infer_many(
             [observation], ids[None], [memory], mode=mode, program=program,
             actions=None if actions is None else [actions], videos=None if video is None else [video],
@@ -225,8 +228,7 @@ class Policy(Planning):
             raise ValueError(
                 f"imagine: a chunk's frames last {steps} actions, its actions end after {self.config.action_horizon}"
             )
-        words = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()[-2:]
-        return self._imagination(observation, memory, program, chunks, (int(words[0]), int(words[1])), steps, actions)
+        return self._imagination(observation, memory, program, chunks, _words(key), steps, actions)
 
     def infer_many(self, observations: Sequence[Mapping[str, Any]], ids: np.ndarray,
                    memories: Sequence[Memory | None] | None = None, *, mode: str | Sequence[str] | None = None,
@@ -346,6 +348,14 @@ class Policy(Planning):
     def raw_actions(self, normalised: np.ndarray, observation: Mapping[str, Any]) -> np.ndarray:
         """[K, A] normalised and padded -> [K, raw] in the robot's units; relative dimensions become absolute."""
         return self.embodiment(observation["embodiment"]).decode_action(normalised, observation["state"])
+
+
+def _words(key: Array | None) -> tuple[int, int]:
+    """The two numbers of a random key; zeros, those of key 0, without one."""
+    if key is None:
+        return 0, 0
+    first, second = np.asarray(jax.random.key_data(key)).ravel()[-2:]
+    return int(first), int(second)
 
 
 def _filled(rows: list[Batch]) -> list[Batch]:
