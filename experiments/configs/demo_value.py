@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from experiments.configs import demo
 
-
 VARIANTS = ("rollouts_only",)
 
 
