@@ -63,7 +63,8 @@ class Rollouts:
             raise ValueError(f"--tasks names a task twice: {', '.join(self.tasks)}")
 
 
-def collect_rollouts(policy: Any, root: Path, split: str, name: str, asked: Rollouts, workers: int) -> dict[str, Any]:
+def collect_rollouts(policy: Any, make_env: Any, root: Path, split: str, name: str, asked: Rollouts, workers: int
+                     ) -> dict[str, Any]:  # fmt: skip
     """Plays and stores one split; returns what `summary.table` shows. ValueError: another collection lies there."""
     from data_pipelines.collect.collect import check_same, write_json
     from data_pipelines.collect.disturbance import Perturbation
@@ -71,14 +72,12 @@ def collect_rollouts(policy: Any, root: Path, split: str, name: str, asked: Roll
     from data_pipelines.collect.rollouts import Recording
     from data_pipelines.collect.summary import store_rows
     from data_pipelines.store import finish_store
-    from wam.envs import env_factory
     from wam.envs.metaworld import SPLIT_SEEDS
     from wam.evaluation.closed_loop import Settings, run_policy
     from wam.fingerprint import fingerprints, json_digest
 
     begun, config, store = time.perf_counter(), policy.assets["config"], root / split / name
     sim, collected, options = config["sim"], config["collect"], config["evaluate"]
-    make_env = env_factory(sim["name"], sim["render"], max_steps=options["max_steps"])
     seed, layouts = layout_seed(SPLIT_SEEDS[split], "rollouts"), {}
     for task in asked.tasks:
         env = make_env(task, ())
@@ -125,6 +124,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"rollouts: unknown argument {argv[1]!r}; see --help")
     from data_pipelines.collect.summary import table
+    from wam.envs import env_factory
     from wam.envs.metaworld import TASKS
     from wam.policy import DEFAULT_STEPS, load_policy
 
@@ -143,8 +143,11 @@ def main(argv: list[str]) -> None:
             tasks, _EPISODES.value, program_from_flags(_MODE.value, steps),
             _EXECUTE.value or config["evaluate"]["execute_steps"], _PERTURB.value, _IMITATE.value, _SEED.value,
         )  # fmt: skip
+        sim, limit = config["sim"], config["evaluate"]["max_steps"]
+        make_env = env_factory(sim["name"], sim["render"], max_steps=limit)
         for split in _SPLIT.value:
-            print(table(collect_rollouts(policy, Path(_OUT.value), split, _NAME.value, asked, _WORKERS.value)))
+            result = collect_rollouts(policy, make_env, Path(_OUT.value), split, _NAME.value, asked, _WORKERS.value)
+            print(table(result))
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"rollouts: {error}")
 

@@ -17,6 +17,7 @@ from data_pipelines.store import ClipStore, finish_store
 from data_pipelines.transforms import ToSample
 from data_pipelines.windows import WindowConfig, Windows
 from tests.helpers import IMAGE, small_config, small_tokenizer
+from tests.planning.slider import Slider
 from wam.config import MeshConfig, ObjectiveConfig, OptimizerConfig
 from wam.embodiment import Normalizer
 from wam.envs.metaworld import SPEC
@@ -26,28 +27,7 @@ from wam.training.trainer import Trainer
 CAMERAS = ("left", "right")
 
 
-class Slider:
-    """A hand that moves; solved once it is past `layout` along x. What it shows tells where it is."""
-
-    instruction, spec = "slide", SPEC
-
-    def __init__(self, task, cameras):
-        self.task, self.cameras, self.closed = task, cameras, False
-
-    def reset(self, layout):
-        self.goal, self.state = float(layout[0]), np.zeros(4, np.float32)
-        return self.state
-
-    def step(self, action):
-        self.state = self.state + 0.01 * np.asarray(action, np.float32)
-        return self.state, bool(self.state[0] >= self.goal)
-
-    def render(self):
-        level = np.uint8(np.clip(255 * self.state[0], 0, 255))
-        return {c: np.full((IMAGE, IMAGE, 3), level, np.uint8) for c in self.cameras}
-
-    def close(self):
-        self.closed = True
+make_env = functools.partial(Slider, spec=SPEC)
 
 
 def play(env, layouts, max_steps=96):
@@ -62,7 +42,7 @@ def play(env, layouts, max_steps=96):
 
 @pytest.fixture
 def recording(tmp_path):
-    return Recording(Slider, str(tmp_path / "rollouts"), "train/rollouts", CAMERAS, 10, 3001, 8)
+    return Recording(make_env, str(tmp_path / "rollouts"), "train/rollouts", CAMERAS, 10, 3001, 8)
 
 
 def stored(recording, layouts=((0.295,), (2.0,), (0.805,)), **changes):
@@ -122,7 +102,7 @@ def test_rollouts_have_layouts_of_their_own():
 
 def test_a_store_of_rollouts_trains_a_value(recording):
     """Windows, batch and three steps: the value's loss counts every forward and inverse sample, and falls."""
-    no_paths = {"depth": 1, "lead_width": 0, "inverse_width": 0}  # compiles faster
+    no_paths = {"depth": 1, "lead_width": 0, "inverse_width": 0, "text_attention": False}  # compiles faster
     model = small_config(value_bins=9, cameras=2, latent_frames=3, action_horizon=8, **no_paths)
     windows = Windows(stored(recording), WindowConfig((0.0, 0.1, 0.2), 8, 80.0, CAMERAS, CAMERAS))
     spec = model.batch_spec(IMAGE, IMAGE, text_tokens=1)

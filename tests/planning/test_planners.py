@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import small_config, small_policy
+from tests.helpers import small_config, small_observation, small_policy
 from tests.planning.conftest import CONFIG
 from wam.diffusion.sampler import program
 from wam.planning.best_of_n import BestOfN
@@ -135,3 +135,20 @@ def test_bad_planners(planner, changes, said):
     with pytest.raises(ValueError, match=said):
         planner(**changes)
     assert hash(planner()) == hash(dataclasses.replace(planner()))
+
+
+def test_planning_in_a_session_sees_its_past_and_carries_it_on():
+    """Where chunks see earlier ones, a planner is given them and remembers its own, as `infer` does."""
+    policy = small_policy(small_config(**CONFIG, chunks=2, latent_frames=5))
+    opening, later = small_observation(policy, 0), small_observation(policy, 1, frames=2)
+    one = BestOfN(n=1, futures=1)
+    own, memory = policy.infer(opening)
+    planned, same, _ = policy.plan(opening, planner=one)
+    np.testing.assert_allclose(planned.actions, own.actions, atol=1e-5)
+    own, _ = policy.infer(later, memory)
+    planned, _, _ = policy.plan(later, same, planner=one)
+    np.testing.assert_allclose(planned.actions, own.actions, atol=1e-5)
+    alone, _, _ = policy.plan({**later, "images": {c: i[-1] for c, i in later["images"].items()}}, planner=one)
+    assert np.abs(alone.actions - planned.actions).max() > 1e-3
+    value, other = (policy.value(later, past, actions=own.actions) for past in (same, memory))
+    assert value == pytest.approx(other, abs=1e-5)

@@ -43,9 +43,16 @@ ROWS = {
 """Name -> (program, its steps, planner)."""
 
 
-def commands(workdir: Path, data: Path, seed: int, steps: int, rollouts: int) -> dict[str, tuple[Path, list[str]]]:
+def named(seed: int, variant: str) -> str:
+    """Of a checkpoint with a value, and of its rows."""
+    return f"{variant}-s{seed}" if variant else f"s{seed}"
+
+
+def commands(workdir: Path, data: Path, seed: int, steps: int, rollouts: int, variant: str
+             ) -> dict[str, tuple[Path, list[str]]]:  # fmt: skip
     """Name -> (what exists once it is done, the command), in order."""
-    first, value, stores = workdir / f"first-s{seed}", workdir / f"value-s{seed}", workdir / f"data-s{seed}"
+    first, stores = workdir / f"first-s{seed}", workdir / f"data-s{seed}"
+    value, recipe = workdir / f"value-{named(seed, variant)}", "experiments/configs/demo_value.py"
     options = [f"--config.train.steps={steps}", f"--config.train.seed={seed}", "--noprogress"]
     rolled = ["rollouts", f"--checkpoint={first}", f"--out={stores}", "--perturb=0.3", f"--seed={seed}"]
     return {
@@ -56,7 +63,7 @@ def commands(workdir: Path, data: Path, seed: int, steps: int, rollouts: int) ->
         "rollouts validation": (stores / "validation" / "rollouts" / "manifest.json", [
             *rolled, f"--episodes={max(1, rollouts // 5)}", "--split=validation"]),
         "train value": (value / "train.json", [
-            "train", "--config=experiments/configs/demo_value.py", f"--workdir={value}",
+            "train", f"--config={recipe}{variant and f':{variant}'}", f"--workdir={value}",
             f"--config.data.root={stores}", *options]),
     }  # fmt: skip
 
@@ -70,7 +77,7 @@ def settle(workdir: Path, data: Path, steps: int, rollouts: int) -> None:
     path.write_text(json.dumps(asked))
 
 
-def prepare(workdir: Path, data: Path, seed: int, steps: int, rollouts: int) -> None:
+def prepare(workdir: Path, data: Path, seed: int, steps: int, rollouts: int, variant: str) -> None:
     """Runs what is missing of the commands of a seed; SystemExit if one fails."""
     stores = workdir / f"data-s{seed}"
     for split in ("train", "validation"):
@@ -78,7 +85,7 @@ def prepare(workdir: Path, data: Path, seed: int, steps: int, rollouts: int) -> 
         for store in (data / split).iterdir():
             if not (link := stores / split / store.name).exists():
                 link.symlink_to(store.resolve())
-    for name, (done, command) in commands(workdir, data, seed, steps, rollouts).items():
+    for name, (done, command) in commands(workdir, data, seed, steps, rollouts, variant).items():
         if not done.exists():
             print(f"planning: seed {seed}: {name}", flush=True)
             whole = [sys.executable, "-m", f"experiments.{command[0]}", *command[1:]]
@@ -86,9 +93,9 @@ def prepare(workdir: Path, data: Path, seed: int, steps: int, rollouts: int) -> 
                 raise SystemExit(f"planning: seed {seed}: {name} failed with exit code {status}")
 
 
-def play(workdir: Path, seed: int, row: str, split: str, episodes: int) -> dict[str, Any]:
+def play(workdir: Path, seed: int, row: str, split: str, episodes: int, variant: str = "") -> dict[str, Any]:
     """One row of one seed: {"episodes": {"task/layout": success}, "seconds"}; from its file if it is there."""
-    path = workdir / "rows" / f"{row}-{split}-{episodes}-s{seed}.json"
+    path = workdir / "rows" / f"{row}-{split}-{episodes}-{named(seed, variant)}.json"
     if path.exists():
         return json.loads(path.read_text())
     from experiments.evaluate import Evaluation
@@ -97,7 +104,7 @@ def play(workdir: Path, seed: int, row: str, split: str, episodes: int) -> dict[
 
     name, steps, planner = ROWS[row]
     way = program(name, steps)
-    checkpoint = workdir / f"value-s{seed}"
+    checkpoint = workdir / f"value-{named(seed, variant)}"
     evaluation = Evaluation(checkpoint, tasks=None, episodes=episodes, steps=None, seed=seed, split=split, workers=2)
     policy, make_env, layouts = evaluation.policy, evaluation.make_env, evaluation.layouts
     answer = None
@@ -149,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600, help="of both trainings")
     parser.add_argument("--rollouts", type=int, default=20, help="episodes a task")
+    parser.add_argument("--variant", default="", help="of demo_value, for instance rollouts_only; shares the rollouts")
     parser.add_argument("--episodes", type=int, default=20, help="layouts a task and row")
     parser.add_argument("--cem_episodes", type=int, default=5, help="of cem, which imagines 192 chunks for one")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
@@ -161,17 +169,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = list(dict.fromkeys(["policy", *asked.rows]))
     played: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     for seed in asked.seeds:
-        prepare(asked.workdir, asked.data, seed, asked.steps, asked.rollouts)
+        prepare(asked.workdir, asked.data, seed, asked.steps, asked.rollouts, asked.variant)
         for row in rows:
             count = asked.cem_episodes if row.startswith("cem") else asked.episodes
-            played[row].append(play(asked.workdir, seed, row, asked.split, count))
+            played[row].append(play(asked.workdir, seed, row, asked.split, count, asked.variant))
     table = [table_row(row, played[row], played["policy"]) for row in rows]
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps({
         "name": "planning",
         **provenance(),
         "command": "python -m tools.prove.planning " + " ".join(argv or sys.argv[1:]),
-        "rows": table, "seeds": asked.seeds, "split": asked.split, "training_steps": asked.steps,
+        "rows": table, "seeds": asked.seeds, "split": asked.split, "variant": asked.variant,
+        "training_steps": asked.steps,
         "note": f"Seeds {', '.join(map(str, asked.seeds))}, {asked.steps} training steps each (short on purpose), "
         f"{asked.split} layouts; {os.cpu_count()} CPU cores. Goal images of cem are privileged: the scripted expert's "
         "last frame on the same layout.",
