@@ -27,7 +27,7 @@ from tools.study_tables import CONTROLS, PARTS, Result, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "experiments/configs/demo.py"
-STUDIES = ("demo", *demo.VARIANTS)
+STUDIES = ("demo", *demo.ABLATIONS)
 CHOOSE = "choose another --out, or delete it"
 
 Execute = Callable[[list[str], Path], int]

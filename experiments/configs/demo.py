@@ -39,7 +39,8 @@ TASKS = (
 )
 
 
-VARIANTS = ("action_only", "no_play", "no_ego", "history")
+ABLATIONS = ("action_only", "no_play", "no_ego")
+VARIANTS = (*ABLATIONS, "history")
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -172,7 +172,7 @@ def draw(key: Array, batch: Batch, model: ModelConfig, objective: ObjectiveConfi
     real = batch["action_mask"].any(-1)  # [B, M, K]
     whole = real.reshape(*real.shape[:2], -1, model.steps_per_token).all(-1)
     real_tokens = jnp.cumprod(whole.astype(jnp.int32), -1).sum(-1)  # [B, M]: before the first that is not real
-    has_value = batch["value_mask"].any(1) & (model.value_bins > 0)
+    has_value = batch["value_mask"].any(1) if model.value_bins else jnp.zeros(len(real), bool)
     return jax.vmap(one)(batch["sample_id"], batch["imitate"].all(1), real.any((1, 2)), real_tokens, has_value)
 
 
