@@ -12,7 +12,7 @@ from wam.diffusion import sampler
 from wam.diffusion.sampler import Held, Sample
 from wam.inference import line_up, observed, predictor
 from wam.models.history import remember
-from wam.session import together
+from wam.session import Sessions, together
 from wam.tokenizers.video import VideoTokenizer
 
 M, f, r, W = 5, 2, 2, 3
@@ -210,5 +210,8 @@ def test_frames_of_a_session_and_modes_that_were_not_trained_are_named(policy, s
     untrained.assets["config"]["objective"]["modes"].update(policy=0.0, joint=0.0)
     with pytest.raises(ValueError, match=r"mode 'policy': this checkpoint was trained for async, .*objective\.modes"):
         untrained.infer(small_observation(untrained))
+    counting = Sessions(policy.observations, dataclasses.replace(policy.engine.config, action_places="count"), ahead=1)
+    with pytest.raises(ValueError, match="memory: this network numbers its action tokens"):
+        counting.row(seen[1], memory)
     assert jax.tree.leaves(memory)  # the memory of a refused call is as it was
     policy.infer(seen[1], memory)

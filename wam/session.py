@@ -55,6 +55,11 @@ class Sessions:
             observation.get("embodiment"),
         ):
             past = None
+        if past and self.model.action_places == "count":
+            raise ValueError(
+                "memory: this network numbers its action tokens (model.action_places 'count'), which a ring does not "
+                "keep; ask it without one"
+            )
         before = past.frames if past else None
         row = self.observations.row(observation, before=before, frames=self.frames)
         if past is None:
