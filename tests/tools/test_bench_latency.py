@@ -1,43 +1,19 @@
-"""The latency bench: cases, percentiles, goals, and both sides giving the same answers at tiny shapes."""
+"""The latency bench: cases, percentiles, goals, and our side at tiny shapes."""
 
-import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import os
 
 import numpy as np
 import pytest
 
+from tests.tools.latency_spec import TINY, spec_of
 from tools.bench import harness, latency
 from tools.bench import latency_cases as cases
-from tools.bench.latency_cases import Case, Program, fields
+from tools.bench.latency_cases import Program
 from tools.bench.latency_rows import agreement, goal_note, percentiles
 from tools.bench.worker import Worker, WorkerError
-
-TINY = Case(
-    "debug",
-    fields(time_width=32, lead_width=8, lead_fourier=4, inverse_width=16, inverse_channels=4, grid=(2, 2),
-           latent_channels=8, frames_per_latent=2, latent_frames=3, views=2, target_views=(0, 1), cameras=3,
-           action_horizon=8, steps_per_token=2, text_dim=8),
-    text_tokens=3, executed=4, patch=4,
-)  # fmt: skip
-
-
-def spec_of(case, folder, **more):
-    """The spec of a case whose arrays lie in the folder."""
-    from tools.bench import latency_exchange as exchange
-    from tools.bench.exchange import flatten, weights
-    from wam.config import ModelConfig, build
-
-    spec = case.spec("xla", "cpu") | {"arrays": str(folder / "arrays.npz"), "compile": None, **more}
-    config = build(ModelConfig, spec["model"])
-    params, constants = weights(config, 0)
-    arrays = params | constants
-    parts = {"tokenizer": exchange.tokenizer(config, spec["patch"], 0), "batch": exchange.observation(config, spec),
-             "noise": exchange.noise(config, 0)}  # fmt: skip
-    for name, tree in parts.items():
-        arrays |= dict(flatten(tree, name))
-    np.savez(spec["arrays"], **arrays)
-    return json.loads(json.dumps(spec))
 
 
 @pytest.fixture(scope="module")
@@ -79,30 +55,6 @@ def test_networks_are_served_in_their_compute_dtype_layer_by_layer():
 def test_programs_are_called_by_name():
     for program in (*cases.PROGRAMS, *cases.FORMS, *cases.QUICK):
         assert Program.named(program.name) == program
-
-
-def test_pytorch_gives_the_same_answers(dual):
-    pytest.importorskip("torch")
-    from tools.bench.peers.torch_latency import TorchLatency
-
-    spec, ours = dual
-    theirs = TorchLatency(spec)
-    for name in ("joint, 2 steps", "forward, 2 steps", "policy, 2 steps"):
-        said = agreement(ours.call(name)(), theirs.call(name)(), "float32")
-        assert ("actions differ by" in said) == (not name.startswith("forward"))
-        assert ("pixels" in said) == (not name.startswith("policy"))
-
-
-def test_pytorch_gives_the_same_answers_with_one_expert(tmp_path):
-    """Which hears the instruction in the modulation alone."""
-    pytest.importorskip("torch")
-    from tools.bench.latency_ours import OurLatency
-    from tools.bench.peers.torch_latency import TorchLatency
-
-    more = fields(text_attention=False, video_prediction="velocity")
-    spec = spec_of(dataclasses.replace(TINY, topology="shared", model_fields=TINY.model_fields + more), tmp_path)
-    mine, theirs = OurLatency(spec).call("joint, 2 steps")(), TorchLatency(spec).call("joint, 2 steps")()
-    agreement(mine, theirs, "float32")
 
 
 def test_answers_that_differ_are_never_timed():
@@ -188,7 +140,10 @@ def test_a_side_answers_call_by_call(tmp_path):
     worker.stop()
 
 
-def test_rows_state_percentiles_rates_and_what_did_not_run(tmp_path):
+def test_rows_state_percentiles_rates_and_what_did_not_run(tmp_path, monkeypatch):
+    # Whether PyTorch is installed or not.
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
     worker = start(tmp_path)
     bench = latency.Bench("cpu", "cpu", tmp_path, quick=True)
     missing = {}
