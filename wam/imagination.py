@@ -15,7 +15,7 @@ from jax import Array
 
 from wam.batch import Batch
 from wam.diffusion.sampler import Program
-from wam.inference import Engine, Rows, Way, led_state, line_up, sampled
+from wam.inference import Engine, Rows, Way, decoded, led_state, line_up, sampled
 from wam.models.history import Ring, remember
 from wam.models.joint_dit import JointDiT
 from wam.observations import Observations
@@ -99,8 +99,7 @@ def _chunk(way: Way, model: JointDiT, tokenizer: VideoTokenizer, batch: Batch, i
     config, targets = model.config, np.array(model.config.target_views)
     future = jnp.moveaxis(out.video[:, 0], 2, 1)  # [B, v, f, P, C]
     history = latents_of(batch, tokenizer)[:, targets]
-    pixels = tokenizer.decode(future, batch["camera"][:, targets], history=history)
-    frames = jnp.round(pixels * 255).astype(jnp.uint8)
+    frames = decoded(tokenizer, config, out.video, batch["camera"][:, targets], history)
     target = jnp.isin(jnp.arange(config.views), targets)
     after = {"view_mask": batch["view_mask"] & target, "state_mask": batch["state_mask"] & way.action}
     after["state"] = batch["state"] if out.action is None else led_state(model, batch, out.action)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
@@ -141,6 +142,21 @@ def row_keys(ids: Array) -> Array:
         return key
 
     return jax.vmap(fold)(ids)
+
+
+def key_words(key: Array | None) -> tuple[int, int]:
+    """The two numbers of a random key; zeros, those of key 0, without one."""
+    if key is None:
+        return 0, 0
+    first, second = np.asarray(jax.random.key_data(key)).ravel()[-2:]
+    return int(first), int(second)
+
+
+def decoded(tokenizer: VideoTokenizer, config: ModelConfig, video: Array, camera: Array, history: Array) -> Array:
+    """Future latents [B, M, f, v, P, C] that go on from `history` [B, v, F', P, C] -> uint8 [B, v, n, h, w, 3]."""
+    B, v = video.shape[0], len(config.target_views)
+    latents = jnp.moveaxis(video, 3, 1).reshape(B, v, -1, config.patches, config.latent_channels)
+    return jnp.round(tokenizer.decode(latents, camera, history=history) * 255).astype(jnp.uint8)
 
 
 class Rows(NamedTuple):

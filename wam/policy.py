@@ -28,7 +28,7 @@ from wam.config import ModelConfig, TextConfig, build
 from wam.diffusion import sampler
 from wam.diffusion.sampler import Program
 from wam.imagination import Imagination, Imagined
-from wam.inference import Engine, line_up, sampled
+from wam.inference import Engine, decoded, key_words, line_up, sampled
 from wam.models.dynamics_paths import Constant
 from wam.models.history import remember
 from wam.models.joint_dit import JointDiT, create
@@ -189,7 +189,7 @@ class Policy(Planning):
 
         Raises ValueError naming the field that is wrong.
         """
-        ids = np.array([*_words(key), memory.chunk if memory else 0], np.uint32)
+        ids = np.array([*key_words(key), memory.chunk if memory else 0], np.uint32)
         chunks, memories = self.infer_many(
             [observation], ids[None], [memory], mode=mode, program=program,
             actions=None if actions is None else [actions], videos=None if video is None else [video],
@@ -228,7 +228,7 @@ class Policy(Planning):
             raise ValueError(
                 f"imagine: a chunk's frames last {steps} actions, its actions end after {self.config.action_horizon}"
             )
-        return self._imagination(observation, memory, program, chunks, _words(key), steps, actions)
+        return self._imagination(observation, memory, program, chunks, key_words(key), steps, actions)
 
     def infer_many(self, observations: Sequence[Mapping[str, Any]], ids: np.ndarray,
                    memories: Sequence[Memory | None] | None = None, *, mode: str | Sequence[str] | None = None,
@@ -330,10 +330,7 @@ class Policy(Planning):
         cfg = self.config
 
         def decode(tokenizer: VideoTokenizer, video: Array, shown: Batch) -> Array:
-            B, camera = video.shape[0], shown["camera"]
-            latents = jnp.moveaxis(video, 3, 1).reshape(B, len(cfg.target_views), -1, cfg.patches, cfg.latent_channels)
-            pixels = tokenizer.decode(latents, camera, history=latents_of(shown, tokenizer))
-            return jnp.round(pixels * 255).astype(jnp.uint8)
+            return decoded(tokenizer, cfg, video, shown["camera"], latents_of(shown, tokenizer))
 
         return jax.jit(decode)
 
@@ -348,14 +345,6 @@ class Policy(Planning):
     def raw_actions(self, normalised: np.ndarray, observation: Mapping[str, Any]) -> np.ndarray:
         """[K, A] normalised and padded -> [K, raw] in the robot's units; relative dimensions become absolute."""
         return self.embodiment(observation["embodiment"]).decode_action(normalised, observation["state"])
-
-
-def _words(key: Array | None) -> tuple[int, int]:
-    """The two numbers of a random key; zeros, those of key 0, without one."""
-    if key is None:
-        return 0, 0
-    first, second = np.asarray(jax.random.key_data(key)).ravel()[-2:]
-    return int(first), int(second)
 
 
 def _filled(rows: list[Batch]) -> list[Batch]:

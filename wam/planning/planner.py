@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from wam.batch import Batch
-from wam.inference import row_keys
+from wam.inference import key_words, row_keys
 from wam.models.history import Ring, remember
 from wam.models.joint_dit import JointDiT
 from wam.models.streams import Context
@@ -110,8 +110,7 @@ def plan(policy: Any, observation: Observation, memory: Memory | None = None, *,
 
     Raises ValueError naming the field that is wrong, or what the checkpoint lacks.
     """
-    words = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel()[-2:]
-    ids = np.array([[*words, memory.chunk if memory else 0]], np.uint32)
+    ids = np.array([[*key_words(key), memory.chunk if memory else 0]], np.uint32)
     chunks, memories, infos = plan_many(policy, [observation], ids, [memory], planner=planner)
     return chunks[0], memories[0], infos[0]
 
