@@ -1,10 +1,11 @@
 """Fills the result tables of Markdown files from committed JSON: a number in a README is never typed.
 
 A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is made from `NAME.json`, found in
-`experiments/results/` or `tools/bench/results/`. The file holds either
+`experiments/results/`, `tools/bench/results/` or `tools/prove/results/`. The file holds either
 `{"columns": [...], "rows": [[...]], "note": "..."}` or `{"rows": [{column: value}], "note": "..."}` (columns in order
 of appearance; also a bare list of such rows). A cell may be text, a number, true or false, an interval
-`{"mean", "low", "high"}`, a spread `{"median", "min", "max"}` or a count `{"successes", "episodes", "ci95"}`.
+`{"mean", "low", "high"}`, a spread `{"median", "min", "max"}` or `{"median", "p10", "p90"}`, or a count
+`{"successes", "episodes", "ci95"}`.
 
     python tools/render_readme.py            # rewrite README.md
     python tools/render_readme.py --check    # exit 1 if it would change
@@ -20,7 +21,7 @@ import sys
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FOLDERS = ("experiments/results", "tools/bench/results")
+FOLDERS = ("experiments/results", "tools/bench/results", "tools/prove/results")
 TABLE = re.compile(r"(<!-- results:(?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL)
 MARKER = re.compile(r"<!-- (?:results:\S+|/results) -->")
 NOT_MEASURED = "*Not measured yet.*\n"
@@ -39,12 +40,13 @@ def format_cell(value: Any) -> str:
     if isinstance(value, dict):
         if {"mean", "low", "high"} <= value.keys():
             return "{} [{}, {}]".format(*(format_cell(value[key]) for key in ("mean", "low", "high")))
-        if {"median", "min", "max"} <= value.keys():
-            return "{} ({} to {})".format(*(format_cell(value[key]) for key in ("median", "min", "max")))
+        for spread in (("median", "min", "max"), ("median", "p10", "p90")):
+            if set(spread) <= value.keys():
+                return "{} ({} to {})".format(*(format_cell(value[key]) for key in spread))
         if {"successes", "episodes", "ci95"} <= value.keys():
             return "{successes}/{episodes} [{0:.2f}, {1:.2f}]".format(*value["ci95"], **value)
         raise ValueError(
-            "a cell must hold mean, low, high or median, min, max or successes, episodes, ci95; "
+            "a cell must hold mean, low, high or median, min, max or median, p10, p90 or successes, episodes, ci95; "
             f"got the keys {sorted(value)}"
         )
     return str(value).replace("|", "\\|").replace("\n", " ")

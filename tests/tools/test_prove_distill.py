@@ -3,6 +3,7 @@
 import pytest
 
 from tools.prove import distill
+from tools.render_readme import render_table
 from wam.evaluation.closed_loop import Episode, summarize
 
 
@@ -32,6 +33,8 @@ def test_rows_pool_seeds_and_pair_layouts():
     assert gap["difference"] == pytest.approx(0.1) and gap["only_first"] == 8 and gap["ci95"][0] > 0
     assert "minus_teacher_1" not in rows[0]
     assert distill.verdicts(rows, [ends(0.15)]) == []
+    text = render_table({"rows": distill.shown(rows)})
+    assert "| joint | student | 1 | 68/80 [0.76, 0.91] | 0.1 [" in text and "| policy | teacher | 5 | 60/80 [" in text
 
 
 def test_worse_students_are_named():

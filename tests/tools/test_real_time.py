@@ -14,7 +14,8 @@ class Fake:
     """Two of three episodes succeed; `frozen_prefix` is not possible."""
 
     def __init__(self, checkpoint, *, episodes, **_):
-        self.about = {"checkpoint": str(checkpoint), "episodes": episodes}
+        self.about = {"checkpoint_step": 7, "sampler_steps": 2, "split": "test", "execute": 8, "horizon": 16,
+                      "on_miss": "hold", "checkpoint": str(checkpoint), "episodes": episodes}  # fmt: skip
 
     def run(self, way, delay, seed):
         if way == "frozen_prefix":
@@ -41,7 +42,7 @@ def test_it_resumes_and_pools_seeds(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "frozen_prefix: not possible: trained without prefixes" in printed
     # Seams of both seeds count alike: (10 x 0.2 + 20 x 0.4) / 30.
-    assert "| async | 4 | 66.7% of 6 | 0.30 to 0.90 | 50 | 0.333 | 0.100 | 3.3 | 25.0% |" in printed
+    assert "| async | 4 | 4/6 [0.30, 0.90] | 50 | 0.333 | 0.1 | 3.33 | 25.0% |" in printed
     assert len(json.loads(out.read_text())["cases"]) == 5
     monkeypatch.setattr(sys, "argv", [*arguments, "--episodes", "7"])
     with pytest.raises(SystemExit, match="of another checkpoint or other settings; choose another --out"):

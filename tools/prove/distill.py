@@ -133,6 +133,24 @@ def table(cells: dict[tuple[str, int, str], list[dict[str, Any]]]) -> list[dict[
     return rows
 
 
+def shown(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the README: mode by mode, a student with what it is above or below its teacher in as many steps."""
+    out = []
+    for row in sorted(rows, key=lambda row: MODES.index(row["mode"])):
+        student = row["system"] != "teacher"
+        line = {
+            "mode": row["mode"],
+            "model": "student" if student else "teacher",
+            "sampler steps": row["steps"],
+            "success": {name: row[name] for name in ("successes", "episodes", "ci95")},
+        }
+        for name, against in {"minus the teacher in as many steps": row["steps"], "minus the teacher in 5": 5}.items():
+            gap = row.get(f"minus_teacher_{against}")
+            line[name] = gap and {"mean": gap["difference"], "low": gap["ci95"][0], "high": gap["ci95"][1]}
+        out.append(line)
+    return out
+
+
 def verdicts(rows: Sequence[dict[str, Any]], distances: Sequence[dict[str, Any]]) -> list[str]:
     """What is not as it should be."""
     gaps = [(row, row.get(f"minus_teacher_{row['steps']}")) for row in rows]
@@ -150,6 +168,16 @@ def verdicts(rows: Sequence[dict[str, Any]], distances: Sequence[dict[str, Any]]
             if not of[own] < of[other]
         ]
     return wrong
+
+
+def note(seeds: Sequence[int], split: str, runs: Sequence[dict[str, Any]]) -> str:
+    teachers = len({run["teacher"] for run in runs})
+    steps = max(run[name]["steps"] for run in runs for name in STUDENTS)
+    return (
+        f"{len(seeds)} seeds of the students' training, {steps:,} steps each, of "
+        f" {teachers} teacher{'s' * (teachers > 1)}; {split} layouts. Differences are paired over layouts, with "
+        "95 % bootstrap intervals."
+    )
 
 
 def main() -> None:
@@ -194,8 +222,8 @@ def main() -> None:
     rows = table(cells)
     found = {
         "name": "distill", **provenance(), "command": " ".join(["python -m tools.prove.distill", *sys.argv[1:]]),
-        "seeds": seeds, "split": arguments.split, "rows": rows, "ends": distances, "runs": runs,
-        "failed": verdicts(rows, distances),
+        "seeds": seeds, "split": arguments.split, "rows": shown(rows), "note": note(seeds, arguments.split, runs),
+        "pooled": rows, "ends": distances, "runs": runs, "failed": verdicts(rows, distances),
     }  # fmt: skip
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(found, indent=1) + "\n")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,40 +90,42 @@ class Simulation:
         return real_time.summarize(episodes, self.increments)
 
 
-def pooled(cases: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """One row of several seeds' cases: success with its interval, jerk weighted by seams, share of missed steps."""
+def pooled(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the cases of several seeds: success with its interval, jerk weighted by seams, share of missed steps."""
     from wam.evaluation.baselines import wilson_interval
 
-    found = list(cases)
-    wins, episodes = (sum(case[name] for case in found) for name in ("successes", "episodes"))
-    counts = {name: sum(case["counts"][name] for case in found) for name in found[0]["counts"]}
-    seams = np.array([case["jerk"]["seams"] for case in found])
+    wins, episodes = (sum(case[name] for case in cases) for name in ("successes", "episodes"))
+    counts = {name: sum(case["counts"][name] for case in cases) for name in cases[0]["counts"]}
+    seam = np.average([c["jerk"]["seam"] for c in cases], weights=[c["jerk"]["seams"] for c in cases])
+    inside = np.mean([c["jerk"]["inside"] for c in cases])
     return {
-        "success": wins / episodes,
-        "ci95": [round(x, 4) for x in wilson_interval(wins, episodes)],
-        "episodes": episodes,
-        "mean_steps": float(np.mean([case["mean_steps"] for case in found])),
-        "seam": float(np.average([case["jerk"]["seam"] for case in found], weights=seams)),
-        "inside": float(np.mean([case["jerk"]["inside"] for case in found])),
-        "missed": counts["missed"] / counts["steps"],
-    }
+        "way": cases[0]["way"].replace("_", " "),
+        "delay, steps": cases[0]["delay"],
+        "success": {"successes": wins, "episodes": episodes,
+                    "ci95": [round(x, 4) for x in wilson_interval(wins, episodes)]},
+        "steps an episode": round(float(np.mean([case["mean_steps"] for case in cases])), 1),
+        "seam jerk": round(float(seam), 4),
+        "jerk inside chunks": round(float(inside), 4),
+        "ratio": round(float(seam / inside), 2),
+        "steps without an action": f"{counts['missed'] / counts['steps']:.1%}",
+    }  # fmt: skip
 
 
-def table(cases: list[dict[str, Any]]) -> str:
-    """Markdown, a row a way and delay."""
-    lines = [
-        "| way | delay, steps | success | 95 % | steps | seam jerk | inside | ratio | missed |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for way, delay in dict.fromkeys((case["way"], case["delay"]) for case in cases):
-        row = pooled(case for case in cases if (case["way"], case["delay"]) == (way, delay))
-        low, high = row["ci95"]
-        lines.append(
-            f"| {way} | {delay} | {row['success']:.1%} of {row['episodes']} | {low:.2f} to {high:.2f} | "
-            f"{row['mean_steps']:.0f} | {row['seam']:.3f} | {row['inside']:.3f} | {row['seam'] / row['inside']:.1f} | "
-            f"{row['missed']:.1%} |"
-        )
-    return "\n".join(lines)
+def table(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a way and delay, delays together."""
+    of: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for case in cases:
+        of.setdefault((case["delay"], list(WAYS).index(case["way"])), []).append(case)
+    return [pooled(of[key]) for key in sorted(of)]
+
+
+def note(about: dict[str, Any], seeds: Sequence[int]) -> str:
+    return (
+        f"One checkpoint of {about['checkpoint_step']:,} training steps, {about['sampler_steps']} sampler steps, seeds "
+        f"{', '.join(map(str, seeds))} of noise, {about['split']} layouts; {about['execute']} of a chunk's "
+        f"{about['horizon']} actions are executed, with no action left: {about['on_miss'].replace('_', ' ')}. Jerk is "
+        "the norm of second differences of commanded increments, where chunks meet and inside them."
+    )
 
 
 def main() -> None:
@@ -143,6 +145,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from experiments.provenance import provenance
+    from tools.render_readme import render_table
 
     try:
         simulation = Simulation(
@@ -157,7 +160,8 @@ def main() -> None:
     result = {
         "name": "real_time",
         **provenance(),
-        "command": "python -m tools.prove.real_time",
+        "rows": result.get("rows", []),
+        "note": result.get("note", ""),
         "about": simulation.about,
         "impossible": result.get("impossible", {}),
         "cases": result.get("cases", []),
@@ -174,12 +178,15 @@ def main() -> None:
                     result["impossible"][way] = str(error)
                     continue
                 result["cases"].append({"way": way, "delay": delay, "seed": seed, **case})
+                result["rows"] = table(result["cases"])
+                result["note"] = note(simulation.about, sorted({case["seed"] for case in result["cases"]}))
                 temporary = arguments.out.with_suffix(".tmp")
                 temporary.write_text(json.dumps(result, indent=1) + "\n")
                 temporary.replace(arguments.out)
     for way, reason in result["impossible"].items():
         print(f"{way}: not possible: {reason}")
-    print(table(result["cases"]))
+    if result["rows"]:
+        print(render_table(result))
     print(f"wrote {arguments.out}")
 
 

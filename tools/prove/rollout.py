@@ -147,6 +147,32 @@ def _errors(made: dict[str, np.ndarray], real: dict[str, np.ndarray], chunks: in
     return np.mean(squared, axis=0)
 
 
+def rows(costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the README: what a chunk costs after so many others."""
+    return [
+        {
+            "chunks before": row["chunks"],
+            "a chunk with memory, ms": row["with_memory_ms"],
+            "all chunks before computed again, ms": row["past_computed_again_ms"],
+        }
+        for row in costs
+    ]
+
+
+def note(found: dict[str, Any]) -> str:
+    dream, played = found["imagined"], found["closed_loop"]
+    psnr = {case: np.mean(of) for case, of in dream["psnr"].items()}
+    won = {name: f"{of['successes']} of {of['episodes']}" for name, of in played.items()}
+    return (
+        f"Median (10th to 90th percentile), {found['cores']} cores, a memory of {found['window']} chunks. The same "
+        f"checkpoint solves {won['with_memory']} validation episodes with memory and {won['without']} without. "
+        f"Imagined rollouts of {len(dream['psnr']['true'])} chunks of {dream['chunk_seconds']:.2g} s reach "
+        f"{psnr['true']:.1f} dB under the true actions, {psnr['other']:.1f} under those of another window, and "
+        f"{psnr['copy_last']:.1f} is what repeating the last real frame gives (pooled over {dream['windows']} windows; "
+        f"true actions win in {dream['win_rate']:.0%})."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="What `experiments.collect` made for the demo.")
@@ -184,7 +210,7 @@ def main() -> None:
         failed.append(f"a chunk takes {early} ms after {LENGTHS[1]} chunks and {late} ms after {LENGTHS[-1]}")
     if true <= other:
         failed.append(f"rollouts under true actions reach {true:.2f} dB, under others {other:.2f}")
-    found["failed"] = failed
+    found |= {"failed": failed, "rows": rows(found["cost"]), "note": note(found)}
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({key: found[key] for key in ("cost", "imagined")}, indent=1))
     print(f"rollout: wrote {RESULT.relative_to(ROOT)}")
