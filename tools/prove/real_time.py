@@ -91,7 +91,7 @@ class Simulation:
 
 
 def pooled(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the cases of several seeds: success with its interval, jerk weighted by seams, share of missed steps."""
+    """One row of several seeds: success with its interval, jerk weighted by seams, share of missed steps."""
     from wam.evaluation.baselines import wilson_interval
 
     wins, episodes = (sum(case[name] for case in cases) for name in ("successes", "episodes"))
