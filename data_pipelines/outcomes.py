@@ -9,23 +9,26 @@ from typing import Any
 import numpy as np
 
 
-def success_seconds(meta: Mapping[str, Any], control_hz: float, start: np.ndarray, steps: int) -> np.ndarray:
-    """f32 [M]: seconds from each chunk's start until the episode succeeds.
+def success_seconds(meta: Mapping[str, Any], control_hz: float, start: np.ndarray, span: int, steps: int) -> np.ndarray:
+    """f32 [M]: seconds from each chunk's start until the episode succeeds; inf if it never does.
 
-    0 once it has, inf if it never does, nan where nobody knows: an ingested episode whose dataset does not say
-    (`success` None), or a chunk that starts past the end of the episode.
+    nan where there is nothing to learn: an ingested episode whose dataset does not say (`success` None); a chunk that
+    starts once all is done; and a chunk that reaches past the end of the episode. Episodes mostly end because they
+    succeed, so that missing frames and actions would give the outcome away, and whoever plans with a value that learned
+    this finds chunks that look like the end of something.
 
     Args:
         meta: of the episode (`success_step`, -1 for never).
         control_hz: its control steps a second.
         start: int [M], control step of the episode at which each chunk starts.
+        span: control steps that a chunk covers, frames and actions.
         steps: control steps of the whole episode.
     """
     if meta.get("success", True) is None:
         return np.full(len(start), np.nan, np.float32)
     solved = meta["success_step"]
-    seconds = np.maximum(0, solved - start) / control_hz if solved >= 0 else np.full(len(start), np.inf)
-    return np.where(start < steps, seconds, np.nan).astype(np.float32)
+    seconds = (solved - start) / control_hz if solved >= 0 else np.full(len(start), np.inf)
+    return np.where((start + span <= steps) & (seconds > 0), seconds, np.nan).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

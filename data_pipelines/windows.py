@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,8 @@ class Windows:
         self._period = hz / manifest["fps"]  # control steps between stored frames
         self._frame_offset = np.asarray(config.frame_seconds) * hz  # control steps, fractional
         self._chunk_offset = np.floor(config.observation_seconds * hz + _EPS).astype(np.int64)
+        filmed = self._frame_offset[-1] - self._chunk_offset[-1]
+        self._span = math.ceil(max(filmed, config.action_horizon * self._group) - _EPS)  # control steps of a chunk
         self._is_delta = np.array([kind == "delta" for kind in self.embodiment.action_kinds], np.bool_)
         self._cameras, self._camera, self._view_mask = self._assign_views(manifest["cameras"])
         self._times = {
@@ -335,7 +338,7 @@ class Windows:
     def _outcome(self, clip: int, anchor: int) -> dict[str, Any]:
         index = self.store.index
         start = int(index.start[clip]) + anchor + self._chunk_offset
-        success = success_seconds(index.meta[clip], self.control_hz, start, int(index.episode_steps[clip]))
+        success = success_seconds(index.meta[clip], self.control_hz, start, self._span, int(index.episode_steps[clip]))
         return {"kind": index.meta[clip]["kind"], "success": success}
 
     @property

@@ -66,7 +66,7 @@ class Rollouts:
 def collect_rollouts(policy: Any, make_env: Any, root: Path, split: str, name: str, asked: Rollouts, workers: int
                      ) -> dict[str, Any]:  # fmt: skip
     """Plays and stores one split; returns what `summary.table` shows. ValueError: another collection lies there."""
-    from data_pipelines.collect.collect import check_same, write_json
+    from data_pipelines.collect.collect import CollectConfig, check_same, write_json
     from data_pipelines.collect.disturbance import Perturbation
     from data_pipelines.collect.layouts import check_disjoint, layout_seed
     from data_pipelines.collect.rollouts import Recording
@@ -78,6 +78,7 @@ def collect_rollouts(policy: Any, make_env: Any, root: Path, split: str, name: s
 
     begun, config, store = time.perf_counter(), policy.assets["config"], root / split / name
     sim, collected, options = config["sim"], config["collect"], config["evaluate"]
+    after_success = collected.get("after_success", CollectConfig.after_success)
     seed, layouts = layout_seed(SPLIT_SEEDS[split], "rollouts"), {}
     for task in asked.tasks:
         env = make_env(task, ())
@@ -85,8 +86,9 @@ def collect_rollouts(policy: Any, make_env: Any, root: Path, split: str, name: s
         evaluated = {s: env.sample_layouts(SPLIT_SEEDS[s], options["episodes"]) for s in ("validation", "test")}
         check_disjoint({f"{split}/{name}": layouts[task], **evaluated})
         env.close()
+    played = {**dataclasses.asdict(asked), "split": split, "after_success": after_success}
     identity = {
-        "rollouts": json.loads(json.dumps({**dataclasses.asdict(asked), "split": split})),
+        "rollouts": json.loads(json.dumps(played)),
         "policy": {"step": policy.step, "digest": json_digest(fingerprints(policy.params))},
         "simulator": json.loads(json.dumps({"name": sim["name"], "render": sim["render"]})),
     }
@@ -102,7 +104,7 @@ def collect_rollouts(policy: Any, make_env: Any, root: Path, split: str, name: s
     for first in range(0, asked.episodes, BLOCK):
         recording = Recording(
             make_env, str(store), f"{split}/{name}", tuple(sim["cameras"]), first, seed,
-            collected.get("frame_stride", 4), p, asked.imitate, asked.seed,
+            collected.get("frame_stride", 4), after_success, p, asked.imitate, asked.seed,
         )  # fmt: skip
         todo = {t: rows[first : first + BLOCK] for t, rows in layouts.items() if not recording.is_done(t)}
         made += len(todo)

@@ -37,6 +37,8 @@ class Recording:
     """Number of the first layout that it will be reset to."""
     layout_seed: int
     frame_stride: int
+    after_success: int = 0
+    """Control steps that are still played: a value learns from whole chunks alone, those before success included."""
     perturbation: Perturbation = CLEAN
     imitate: bool = True
     """May undisturbed steps of successful episodes be copied? Those of failures never are."""
@@ -103,12 +105,16 @@ class RecordedEnv:
         return self.state
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Like the environment's; now and then a random action is executed instead, as `perturbation` says."""
+        """Like the environment's, but success comes `after_success` steps later.
+
+        Now and then a random action is executed instead, as `perturbation` says.
+        """
         recorder = self._running
         assert self._disturbance is not None  # made together with the recorder
         random = self._disturbance(recorder)
         recorder.step(action if random is None else random, imitate=self._of.imitate and random is None)
-        return recorder.state, recorder.success_step >= 0
+        solved = recorder.success_step
+        return recorder.state, solved >= 0 and recorder.steps >= solved + self._of.after_success
 
     def render(self) -> dict[str, np.ndarray]:
         return self._running.images()

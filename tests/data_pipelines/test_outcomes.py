@@ -12,12 +12,16 @@ META = {"success_step": 80}
 
 
 def test_seconds_to_success():
-    start = np.array([0, 40, 80, 99, 100])
-    seconds = success_seconds(META, 40.0, start, 100)
-    np.testing.assert_array_equal(seconds, [2.0, 1.0, 0.0, 0.0, np.nan])  # no chunk starts past the end
-    assert np.isinf(success_seconds({"success_step": -1}, 40.0, start[:4], 100)).all()
-    assert np.isnan(success_seconds({"success_step": -1, "success": None}, 40.0, start, 100)).all()
-    assert np.isinf(success_seconds({"success_step": -1, "success": False}, 40.0, start[:1], 100)).all()
+    start = np.array([0, 40, 60, 80, 84, 85, 100])
+    seconds = success_seconds(META, 40.0, start, 16, 100)
+    # None once it is solved: there is nothing left to decide.
+    np.testing.assert_array_equal(seconds, [2.0, 1.0, 0.5, *4 * [np.nan]])
+    # None for chunks that reach past the end, whose missing part would say how it ends.
+    never = success_seconds({"success_step": -1}, 40.0, start, 16, 100)
+    np.testing.assert_array_equal(never, [*5 * [np.inf], *2 * [np.nan]])
+    np.testing.assert_array_equal(success_seconds(META, 40.0, start, 16, 75), [2.0, 1.0, *5 * [np.nan]])
+    assert np.isnan(success_seconds({"success_step": -1, "success": None}, 40.0, start, 16, 100)).all()
+    assert np.isinf(success_seconds({"success_step": -1, "success": False}, 40.0, start[:1], 16, 100)).all()
 
 
 def test_the_value_is_discounted_success_where_the_outcome_is_meant():
@@ -60,12 +64,13 @@ def test_a_store_fills_the_batch_across_its_clips(episode, write_store, config):
     batch, facts = batch_of(Outcomes(gamma=0.5, kinds=("rollout", "expert")))
     metas = [windows.meta(i) for i in range(len(windows))]
     assert len({windows.locate(i)[0] for i in range(len(windows))}) > len(episodes)
-    solved = {"won": 160, "shown": 90}
+    solved, steps = {"won": 160, "shown": 90}, {"won": 200, "lost": 120, "shown": 96, "played": 96}
     for meta, value, mask in zip(metas, batch["value"][:, 0], batch["value_mask"][:, 0], strict=True):
         name, start = meta["episode"], meta["start_step"]
-        expected = 0.5 ** (max(0, solved[name] - start) / 80) if name in solved else 0.0
+        learned = name != "played" and start + 16 <= steps[name] and start < solved.get(name, 1000)
+        expected = 0.5 ** ((solved[name] - start) / 80) if learned and name in solved else 0.0
         assert value == pytest.approx(expected, abs=1e-6), meta
-        assert mask == (name != "played")
+        assert mask == learned
     assert len({round(float(v), 4) for v in batch["value"][:, 0]}) > 20
     plain, plain_facts = batch_of(None)
     assert not plain["value_mask"].any() and not plain["value"].any()

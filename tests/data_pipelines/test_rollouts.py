@@ -104,12 +104,15 @@ def test_a_store_of_rollouts_trains_a_value(recording):
     """Windows, batch and three steps: the value's loss counts every forward and inverse sample, and falls."""
     no_paths = {"depth": 1, "lead_width": 0, "inverse_width": 0, "text_attention": False}  # compiles faster
     model = small_config(value_bins=9, cameras=2, latent_frames=3, action_horizon=8, **no_paths)
-    windows = Windows(stored(recording), WindowConfig((0.0, 0.1, 0.2), 8, 80.0, CAMERAS, CAMERAS))
+    windows = Windows(stored(recording, after_success=16), WindowConfig((0.0, 0.1, 0.2), 8, 80.0, CAMERAS, CAMERAS))
     spec = model.batch_spec(IMAGE, IMAGE, text_tokens=1)
     one, names = Normalizer(-np.ones(4), np.ones(4)), ("none", SPEC.name)
     text = functools.partial(lambda width, _: (np.ones((1, width), np.float32), np.ones(1, bool)), model.text_dim)
     to_sample = ToSample(spec, {"rollouts": windows}, {SPEC.name: (one, one)}, names, text, Outcomes())
-    batch = stack([to_sample(windows[i % len(windows)], 0) for i in range(24)])
+    known = [i for i in range(len(windows)) if not np.isnan(windows[i]["success"]).any()]
+    # Solved after 30 and 81 steps, and played on: chunks are learned from up to the last frame before.
+    assert {windows.meta(i)["start_step"] for i in known if windows.meta(i)["success_step"] == 30} == {0, 8, 16, 24}
+    batch = stack([to_sample(windows[known[i % len(known)]], 0) for i in range(24)])
     assert batch["value_mask"].all() and 0 < batch["value"].mean() < 1
     trainer = Trainer(
         model, ObjectiveConfig(modes={"forward": 0.5, "inverse": 0.4, "value": 0.1}, policy_draws=0, value_weight=1.0),
