@@ -22,7 +22,7 @@ from wam.tokenizers.patch_pca import PatchPCA
 from wam.training import finetune, memory, optimizer, state, step
 
 RECIPES = sorted(p.stem for p in pathlib.Path("experiments/configs").glob("*.py") if p.stem != "__init__")
-VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "demo_distilled:two", "demo_value:rollouts_only",
+VARIANTS = [*(f"demo:{variant}" for variant in demo.VARIANTS), "demo_distilled:two",
             "real_mixture:tiny", "wan1b_finetune:lora", "wan14b_dreamzero:i2v", "wan5b_dreamzero:released",
             "wan14b_dreamzero:released"]  # fmt: skip
 PARAMETERS = {
