@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked.out.write_text(json.dumps({
         "name": "planning",
         **provenance(),
-        "command": "python -m tools.prove.planning " + " ".join(argv or sys.argv[1:]),
+        "command": " ".join(["python -m tools.prove.planning", *(argv or sys.argv[1:])]),
         "rows": table, "judged": judged, "seeds": asked.seeds, "split": asked.split, "training_steps": asked.steps,
         "note": note(asked, judged),
     }, indent=1) + "\n")  # fmt: skip
