@@ -147,7 +147,7 @@ def table_row(row: str, results: Sequence[Mapping[str, Any]], policy: Sequence[M
         "against policy": {"mean": paired["difference"], "low": low, "high": high},
         "only this solved": paired["only_first"],
         "only policy solved": paired["only_second"],
-        "p (McNemar)": round(paired["p"], 4),
+        "p (McNemar)": float(f"{paired['p']:.2g}"),
     }
 
 
