@@ -174,8 +174,8 @@ def note(seeds: Sequence[int], split: str, runs: Sequence[dict[str, Any]]) -> st
     teachers = len({run["teacher"] for run in runs})
     steps = max(run[name]["steps"] for run in runs for name in STUDENTS)
     return (
-        f"{len(seeds)} seeds of the students' training, {steps:,} steps each, of "
-        f" {teachers} teacher{'s' * (teachers > 1)}; {split} layouts. Differences are paired over layouts, with "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)} of the students' training, {steps:,} steps each, of "
+        f"{teachers} teacher{'s' * (teachers > 1)}; {split} layouts. Differences are paired over layouts, with "
         "95 % bootstrap intervals."
     )
 
