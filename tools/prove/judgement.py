@@ -8,22 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from data_pipelines.store import ClipStore
 from experiments.held_out import batch_of, windows_of
-from wam.diffusion.sampler import program
-from wam.inference import observed, repeat, repeat_rows, row_keys
-from wam.planning.planner import candidate_keys
-from wam.planning.scores import Rows
+from wam.inference import row_keys
+from wam.planning.best_of_n import BestOfN
 from wam.policy import load_policy
-
-N, FUTURES = 8, 3
 
 
 def judge(run: Path, store: Path, count: int = 128) -> dict[str, Any]:
-    """V(s') and Q(s, a) of N proposals at each of `count` moments of held-out rollouts: name of the value -> found.
+    """V(s') and Q(s, a) of what best-of-N proposes at `count` moments of held-out rollouts: name of the value -> found.
 
     auc              of a moment's mean value against whether its episode succeeded
     between_moments  standard deviation of that mean
@@ -37,22 +32,17 @@ def judge(run: Path, store: Path, count: int = 128) -> dict[str, Any]:
     batch = batch_of(policy, windows, store.name, chosen)
     ids = np.concatenate([batch["sample_id"], np.zeros((len(chosen), 1), np.uint32)], 1)
 
-    def values(model: Any, tokenizer: Any, batch: Any, ids: Any) -> tuple[Any, Any]:
-        keys = row_keys(ids)
-        context, _ = observed(model, tokenizer, batch, None)
-        proposers = Rows(model, repeat(context, N), repeat_rows(batch, N))
-        action = proposers.act(program("policy", 2), candidate_keys(keys, N))
-        dreamers = Rows(model, repeat(proposers.context, FUTURES), repeat_rows(proposers.batch, FUTURES))
-        noise = jax.vmap(lambda key: jax.random.fold_in(key, 1))(candidate_keys(keys, N * FUTURES))
-        video = dreamers.imagine(program("forward", 1), noise, repeat_rows(action, FUTURES))
-        return dreamers.value(video=video), proposers.value(action=action)
+    planner = BestOfN(action_value=True)
 
-    v, q = (np.asarray(x, np.float64) for x in policy.engine.jit("judge", values)(batch, ids))
+    def judged(model: Any, tokenizer: Any, batch: Any, ids: Any) -> Any:
+        return planner.search(model, tokenizer, batch, row_keys(ids), None)[0].info["judged"]
+
+    values = np.asarray(policy.engine.jit("judge", judged)(batch, ids), np.float64)  # [moments, N, K + 1]
     won = np.array([np.isfinite(windows[i]["success"][0]) for i in chosen])
     return {
         "moments": len(chosen),
-        "V": described(v.reshape(len(chosen), N, FUTURES), won),
-        "Q": described(q.reshape(len(chosen), N, 1), won),
+        "V": described(values[..., :-1], won),
+        "Q": described(values[..., -1:], won),
     }
 
 
