@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tools.render_readme import format_cell
-from wam.evaluation.baselines import wilson_interval
+from wam.evaluation.baselines import success_rate
 
 CONTROLS = ("policy", "joint", "blind_replay", "random", "swapped_instruction")
 PARTS = ("forward_dynamics", "inverse_dynamics", "tokenizer", "train")
@@ -53,10 +53,7 @@ def pool(results: Sequence[Result], control: str, tasks: Sequence[str] | None = 
     if not total[1]:
         return None
     return {
-        "success": total[0] / total[1],
-        "successes": total[0],
-        "episodes": total[1],
-        "ci95": [round(bound, 4) for bound in wilson_interval(*total)],
+        **success_rate(*total),
         "by_seed": {str(r.seed): successes / n for r, (successes, n) in zip(results, counts, strict=True)},
     }
 

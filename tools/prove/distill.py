@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from tools.prove.survive import ENV, ROOT
-from wam.evaluation.baselines import wilson_interval
+from wam.evaluation.baselines import success_rate
 from wam.evaluation.paired import paired_difference
 
 RESULT = ROOT / "tools" / "prove" / "results" / "distill.json"
@@ -121,8 +121,7 @@ def table(cells: dict[tuple[str, int, str], list[dict[str, Any]]]) -> list[dict[
         by_seed = [outcomes(summary) for summary in summaries]
         won = list(itertools.chain(*by_seed))
         row: dict[str, Any] = {
-            "system": system, "steps": steps, "mode": mode, "success": sum(won) / len(won), "successes": sum(won),
-            "episodes": len(won), "ci95": [round(x, 4) for x in wilson_interval(sum(won), len(won))],
+            "system": system, "steps": steps, "mode": mode, **success_rate(sum(won), len(won)),
             "by_seed": [sum(of) / len(of) for of in by_seed],
         }  # fmt: skip
         if system != "teacher":

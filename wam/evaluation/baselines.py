@@ -7,6 +7,7 @@ something only next to this one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,3 +53,9 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.96) -> tuple[flo
     spread = z * np.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes))
     scale = 1 + z * z / episodes
     return max(0.0, float((center - spread) / scale)), min(1.0, float((center + spread) / scale))
+
+
+def success_rate(successes: int, episodes: int) -> dict[str, Any]:
+    """`success`, `successes` of `episodes`, and its Wilson interval `ci95`: a rate as results files hold it."""
+    interval = [round(bound, 4) for bound in wilson_interval(successes, episodes)]
+    return {"success": successes / episodes, "successes": successes, "episodes": episodes, "ci95": interval}

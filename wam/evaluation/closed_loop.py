@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from wam.diffusion.sampler import Program
-from wam.evaluation.baselines import wilson_interval
+from wam.evaluation.baselines import success_rate
 from wam.policy import Policy
 from wam.session import Memory
 
@@ -332,13 +332,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     """
 
     def rate(chosen: Sequence[Episode]) -> dict[str, Any]:
-        wins = sum(e.success for e in chosen)
-        return {
-            "success": wins / len(chosen),
-            "successes": wins,
-            "episodes": len(chosen),
-            "ci95": [round(x, 4) for x in wilson_interval(wins, len(chosen))],
-        }
+        return success_rate(sum(e.success for e in chosen), len(chosen))
 
     tasks = list(dict.fromkeys(e.task for e in episodes))
     counts = [e.evaluations for e in episodes if e.evaluations is not None]
