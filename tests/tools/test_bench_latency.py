@@ -8,21 +8,11 @@ import os
 import numpy as np
 import pytest
 
-from tests.tools.latency_spec import TINY, spec_of
 from tools.bench import harness, latency
 from tools.bench import latency_cases as cases
 from tools.bench.latency_cases import Program
 from tools.bench.latency_rows import agreement, goal_note, percentiles
 from tools.bench.worker import Worker, WorkerError
-
-
-@pytest.fixture(scope="module")
-def dual(tmp_path_factory):
-    """A spec and our side of it."""
-    from tools.bench.latency_ours import OurLatency
-
-    spec = spec_of(TINY, tmp_path_factory.mktemp("dual"))
-    return spec, OurLatency(spec)
 
 
 def test_every_form_of_our_program_gives_the_same_answer(dual):

@@ -2,20 +2,11 @@
 
 import dataclasses
 
-import pytest
-
 from tests.tools.latency_spec import TINY, spec_of
 from tools.bench.latency_cases import fields
 from tools.bench.latency_ours import OurLatency
 from tools.bench.latency_rows import agreement
 from tools.bench.peers.torch_latency import TorchLatency
-
-
-@pytest.fixture(scope="module")
-def dual(tmp_path_factory):
-    """A spec and our side of it."""
-    spec = spec_of(TINY, tmp_path_factory.mktemp("dual"))
-    return spec, OurLatency(spec)
 
 
 def test_pytorch_gives_the_same_answers(dual):
